@@ -1,0 +1,39 @@
+# Everything builds its own virtual environment; only Python 3.11 or newer and a package index are needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo "make demo    run the main job on embedded servers (ARGS=--json for figures only)"
+	@echo "make test    run the tests on embedded servers (ARGS='-k words' to choose)"
+	@echo "make lint    ruff, mypy and the import contracts"
+	@echo "make bench   compare with plain Celery"
+	@echo "make clean   remove the virtual environment and the embedded servers' data"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "celery_backfill needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.indexing $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) .backfill

@@ -1,0 +1,54 @@
+#!lua flags=allow-oom
+-- The end of a token's run: release its permits, write what is final to the outbox, and hand this worker what it may
+-- run next, all in one step. A wrong token changes nothing and is told so.
+--
+-- KEYS  1 namespace
+-- ARGV  1 time  2 worker  3 nonce  4 attempt  5 token
+--       6 outcome: done | retry | dead | stalled | back (given back: it never started)
+--       7 retry: delay ms  8 retry: message or "" for the same  9 retry: limits  10 retry: queue or "" for the same
+--       11 letter (JSON): of dead and of a stalled one over its budget; of done: what it resolves; "" for none
+--       12 how many attempts this worker wants next  13... its queues
+-- Answer  {SETTLED | STALE | POISON, "0", next due, runnable, attempt, token, task, stalls, message, ...} | {OLD, ...}
+local worker, nonce, attempt, token, outcome = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+
+local repeated = answered(worker, nonce)
+if repeated then return repeated end
+
+local record = redis.call('HMGET', P .. 'a:' .. attempt,
+  'token', 'worker', 'limits', 'queue', 'score', 'rank', 'stalls', 'max_stalls')
+local status = 'SETTLED'
+if record[1] ~= token then
+  status = 'STALE'
+else
+  local limits = limits_of(record[3])
+  release(attempt, limits, record[2])
+  if outcome == 'stalled' then
+    if redis.call('HINCRBY', P .. 'a:' .. attempt, 'stalls', 1) > tonumber(record[8]) then
+      status, outcome = 'POISON', 'dead'
+    else
+      wait_in_line(attempt, record[4], limits, record[5])
+    end
+  elseif outcome == 'back' then
+    wait_in_line(attempt, record[4], limits, record[5])
+  elseif outcome == 'retry' then
+    local next_queue = ARGV[10] ~= '' and ARGV[10] or record[4]
+    redis.call('HSET', P .. 'a:' .. attempt, 'queue', next_queue, 'limits', ARGV[9])
+    if ARGV[8] ~= '' then redis.call('HSET', P .. 'a:' .. attempt, 'message', ARGV[8]) end
+    if tonumber(ARGV[7]) > 0 then
+      redis.call('HSET', P .. 'a:' .. attempt, 'state', 'scheduled')
+      redis.call('ZADD', P .. 'sched', now + tonumber(ARGV[7]), attempt)
+    else
+      wait_in_line(attempt, next_queue, limits_of(ARGV[9]), arrival(tonumber(record[6])))
+    end
+  end
+  if outcome == 'done' or outcome == 'dead' then
+    if ARGV[11] ~= '' then
+      to_outbox(outcome == 'dead' and 'failed' or 'resolved', token, attempt, ARGV[11])
+    end
+    forget(attempt)
+  end
+end
+
+local queues = {}
+for i = 13, #ARGV do queues[#queues + 1] = ARGV[i] end
+return conclude(worker, nonce, status, '0', queues, hand_on(worker, nonce, tonumber(ARGV[12]), queues))

@@ -1,0 +1,315 @@
+"""The gate: between the messages a worker has and the slots it has.
+
+It keeps its own line of prefetched messages and drains it in a flat loop: nothing is started from inside a finish
+callback or a slot's release (F6). With no free slot it takes nothing, from the store or from the broker. While both
+have something, slots go to them in turn (F8).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+from celery.exceptions import TaskRevokedError, WorkerLostError
+from celery.worker import state
+
+from ..errors import InvalidKeyError, StoreUnavailableError
+from ..events import emit
+from ..leases.store import Answer
+from .ends import GIVEN_BACK, End, Reason, dead
+from .intake import Intake
+from .lane import Held, Lane
+from .slots import Slots
+
+STEPS_A_DRAIN = 100
+
+
+class Gate:
+    """One worker's gate. ``wake`` has ``drain`` called soon, from any thread; ``due`` is told of what is scheduled."""
+
+    def __init__(
+        self,
+        *,
+        lane: Lane,
+        slots: Slots,
+        intake: Intake,
+        pool: Any,
+        wake: Callable[[], None],
+        due: Callable[[float], None],
+    ) -> None:
+        self._lane, self._slots, self._intake, self._pool = lane, slots, intake, pool
+        self._wake, self._due = wake, due
+        self._line: deque[Any] = deque()
+        self._granted: deque[Held] = deque()
+        self._ready: deque[Any] = deque()
+        self._unsettled: deque[Held] = deque()
+        self._dying: deque[Held] = deque()
+        self._store_has_more = True
+        self._brokers_turn = True
+        self._drain_lock = Lock()
+        self._drain_again = False
+        self.closing = False
+        self.away = False
+
+    # What comes in.
+
+    def offer(self, request: Any) -> None:
+        """A request from Celery's strategy: from the broker, or one we fed it from the store."""
+        (self._line if request.held is None else self._ready).append(request)
+        self._wake()
+
+    def attach(self, consumer: Any) -> None:
+        """A new connection to the broker: what was prefetched on the old one comes again (F7)."""
+        self._line.clear()
+        self._slots.reset()
+        self._intake.attach(consumer)
+        self._give_back_dropped()
+        self._wake()
+
+    def tick(self) -> None:
+        """Once a second, and when something scheduled is due: there may be work that nobody told of."""
+        self._store_has_more = True
+        self._wake()
+
+    def back(self) -> None:
+        """The store answers again."""
+        if self.away:
+            self.away = False
+            emit("store_back", logging.WARNING)
+            self.tick()
+
+    # What ends.
+
+    def finish(self, request: Any, end: End) -> None:
+        """A run ended so. Settles now, or when its child process is gone (F14); starts nothing."""
+        held: Held = request.held
+        if held.end is None:
+            self._end(held, end)
+        elif held in self._dying and request.reported:
+            self._dying.remove(held)
+            self._settle(held)
+        self._wake()
+
+    def _end(self, held: Held, end: End) -> None:
+        held.end = end
+        if held.dispatched:
+            self._slots.ended()
+        else:
+            self._slots.give_back()
+        if held.dispatched and held.request.killed and self._intake.child_lives(held.request):
+            self._dying.append(held)
+        else:
+            self._settle(held)
+
+    def lost(self, attempts: Sequence[str]) -> None:
+        """Leases that a renewal found lost: another run has the attempt, or it was settled."""
+        for held in self._lane.mark_lost(attempts):
+            if held.end is None:
+                emit("lease_lost", logging.WARNING, attempt=held.attempt, token=held.token)
+
+    def _settle(self, held: Held) -> None:
+        """Settle a lease, and take on what the store hands on for the slot that is free now."""
+        if self.away:
+            self._unsettled.append(held)
+            return
+        wanted = not self.closing and not (self._line and self._brokers_turn) and self._slots.reserve()
+        try:
+            ending = self._intake.ending(held)
+            answer, granted = self._lane.settle(held, ending, int(wanted), self._intake.queues if wanted else ())
+        except StoreUnavailableError as error:
+            self._unsettled.append(held)
+            self._lose_store(error)
+            answer, granted = None, []
+        self._take(granted, reserved=int(wanted))
+        if answer is not None:
+            self._settled(held, answer)
+
+    def _settled(self, held: Held, answer: Answer) -> None:
+        self._hear(answer)
+        if held.request is not None:
+            held.request.acknowledged = True
+        if answer.status == "STALE":
+            emit("stale_settle", logging.WARNING, attempt=held.attempt, token=held.token)
+        elif answer.status == "POISON":
+            held.request.announce_failure(WorkerLostError(held.end.failure["exception_message"]))
+
+    # What starts.
+
+    def drain(self) -> None:
+        """Start what can be started now. Safe to call from any thread and from inside itself."""
+        if not self._drain_lock.acquire(blocking=False):
+            self._drain_again = True
+            return
+        try:
+            self._drain_again = False
+            busy = all(self._step() for _ in range(STEPS_A_DRAIN))
+            if not busy:
+                self._slots.rest()
+        finally:
+            self._drain_lock.release()
+        if busy or self._drain_again:
+            self._wake()
+
+    def _step(self) -> bool:
+        """One thing to do; False when there is nothing."""
+        if self._ready:
+            return self._start(self._ready.popleft())
+        if self._granted:
+            return self._feed(self._granted.popleft())
+        if self._dying and self._bury():
+            return True
+        if self.away:
+            return False
+        if self._unsettled:
+            self._settle(self._unsettled.popleft())
+            return not self.away
+        if self.closing or not (self._line or self._store_has_more):
+            return False
+        if not self._slots.reserve():
+            self._slots.ask()
+            return False
+        if self._line and (self._brokers_turn or not self._store_has_more):
+            return self._admit(self._line.popleft())
+        return self._claim()
+
+    def _admit(self, request: Any) -> bool:
+        """Give the store the next message, with a slot in hand for it."""
+        try:
+            new, refused = self._intake.admission(request), None
+        except InvalidKeyError as error:
+            new, refused = self._intake.admission(request, limited=False), error
+        try:
+            answer, held = self._lane.admit(new)
+        except StoreUnavailableError as error:
+            self._line.appendleft(request)
+            self._slots.give_back()
+            self._lose_store(error)
+            return False
+        self._hear(answer)
+        self._intake.acknowledge(request, acked=bool(new.delivery_tag))
+        if held is None:
+            self._slots.give_back()
+            state.task_ready(request)
+            return True
+        held.request, request.held = request, held
+        self._brokers_turn = False
+        if refused is not None:
+            request.fail_unstarted(refused, Reason.INVALID)
+            return True
+        return self._start(request)
+
+    def _claim(self) -> bool:
+        """Ask the store for the slot in hand."""
+        try:
+            answer, granted = self._lane.claim(1, self._intake.queues)
+        except StoreUnavailableError as error:
+            self._slots.give_back()
+            self._lose_store(error)
+            return False
+        self._hear(answer)
+        self._take(granted, reserved=1)
+        self._store_has_more = bool(granted) and answer.more
+        return True
+
+    def _take(self, granted: Sequence[Held], *, reserved: int) -> None:
+        for _ in range(reserved - len(granted)):
+            self._slots.give_back()
+        if granted:
+            self._brokers_turn = True
+            self._granted.extend(granted)
+
+    def _feed(self, held: Held) -> bool:
+        """Give a stored message to Celery's strategy, which makes its request and offers it to us again."""
+        if self.closing:
+            self._end(held, GIVEN_BACK)
+            return True
+        try:
+            self._intake.feed(held)
+        except Exception as error:
+            emit("message_unreadable", logging.ERROR, attempt=held.attempt, error=error)
+            self._end(held, dead(Reason.INVALID, error))
+        return True
+
+    def _start(self, request: Any) -> bool:
+        """Run a leased request in the slot in hand."""
+        held: Held = request.held
+        if self.closing:
+            self._end(held, GIVEN_BACK)
+            return True
+        try:
+            request.execute_using_pool(self._pool)
+        except TaskRevokedError:
+            # The revocation itself has called finish().
+            pass
+        except Exception as error:
+            emit("not_started", logging.ERROR, attempt=held.attempt, error=error)
+            request.fail_unstarted(error, Reason.INTERNAL)
+        return True
+
+    # What is given back.
+
+    def close(self) -> None:
+        """Take nothing more, and give back what has not started: it stalls nothing and burns no retry."""
+        self.closing = True
+        self._line.clear()
+        self._granted.clear()
+        self._ready.clear()
+        for held in self._lane.held():
+            if held.end is None and not held.dispatched:
+                self._end(held, GIVEN_BACK)
+
+    def pool_ended(self) -> None:
+        """The pool has stopped: give back what it never started, or what its dead processes cannot have gone on with."""
+        self.close()
+        for held in self._lane.held():
+            if held.end is None and self._intake.over_for_sure(held.request):
+                self._end(held, GIVEN_BACK)
+        self._dying.clear()
+
+    def settle_rest(self) -> bool:
+        """Settle what could not be settled before, if the store answers; whether nothing is left."""
+        self.away = False
+        for _ in range(len(self._unsettled)):
+            self._settle(self._unsettled.popleft())
+        return not self._unsettled
+
+    def _give_back_dropped(self) -> None:
+        """A reconnect made Celery drop, without a word, jobs that no process had accepted and requests in its timers."""
+        waiting = {*self._granted, *(request.held for request in self._ready)}
+        for held in self._lane.held():
+            if held.end is None and held not in waiting and self._intake.dropped(held):
+                self._end(held, GIVEN_BACK)
+
+    def _bury(self) -> bool:
+        """Settle those whose child process is gone by now."""
+        gone = [held for held in self._dying if not self._intake.child_lives(held.request)]
+        for held in gone:
+            self._dying.remove(held)
+            self._settle(held)
+        return bool(gone)
+
+    @property
+    def waits_for_children(self) -> bool:
+        """Whether a run is marked as ended while its child process may still live."""
+        return bool(self._dying)
+
+    # What the heartbeat asks.
+
+    def snapshot(self) -> tuple[int, list[tuple[str, int]]]:
+        """The last nonce answered and every lease held by then: what a renewal names."""
+        return self._lane.snapshot()
+
+    # What is known of the store.
+
+    def _hear(self, answer: Answer) -> None:
+        self._store_has_more = self._store_has_more or answer.more
+        if answer.due_in is not None:
+            self._due(answer.due_in)
+
+    def _lose_store(self, error: StoreUnavailableError) -> None:
+        if not self.away:
+            self.away = True
+            emit("store_away", logging.ERROR, error=error)

@@ -1,0 +1,222 @@
+"""Between Celery's messages and requests and the store's attempts: what one is in the words of the other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from typing import Any
+
+from celery.worker import state
+from kombu.message import Message
+from kombu.transport import virtual
+
+from ..events import logger
+from ..leases.store import Admission, Ending
+from ..message import Envelope
+from ..settings import Settings
+from ..task import ATTEMPT_HEADER, KEY_HEADER, REQUEUE_HEADER
+from .lane import Held
+
+LOWEST = 9
+
+
+class Intake:
+    """Reads what comes in, for one worker. ``attach`` gives it the consumer of the current broker connection."""
+
+    def __init__(self, app: Any, settings: Settings, *, worker_name: str, pool: Any) -> None:
+        self._app, self._settings = app, settings
+        self._worker_name, self._pool = worker_name, pool
+        self._consumer: Any = None
+        self._queue_by_route: dict[tuple[str, str], str] = {}
+        self._redis_broker = False
+        self._in_processes = bool(getattr(pool, "uses_semaphore", False))
+        self.queues: tuple[str, ...] = ()
+
+    def attach(self, consumer: Any) -> None:
+        """A consumer is connected: these are its queues from now on."""
+        self._consumer = consumer
+        self._queue_by_route.clear()
+        self._redis_broker = consumer.connection.transport.driver_type == "redis"
+        self.queues = tuple(self._app.amqp.queues.consume_from)
+
+    # In: a message becomes an admission.
+
+    def admission(self, request: Any, *, limited: bool = True) -> Admission:
+        """The new attempt that a request asks for. Raises ``InvalidKeyError``; not with ``limited=False``."""
+        headers, task = request.message.headers, request.task
+        queue = self.queue_of(request.message.delivery_info or {})
+        acked_by_store = self._settings.broker_is_store and self._redis_broker
+        limits = task.limits_of_call(request.args, request.kwargs, headers.get(KEY_HEADER)) if limited else ""
+        return Admission(
+            attempt=f"{self._identity(request)}@{queue}",
+            queue=queue,
+            task=request.type,
+            task_id=request.id,
+            rank=self._rank(request.message.properties),
+            limits=limits,
+            lease_seconds=task.lease_seconds or self._settings.lease_seconds,
+            max_stalls=self._settings.max_stalls if task.max_stalls is None else task.max_stalls,
+            dedupe_seconds=0 if acked_by_store and not headers.get(REQUEUE_HEADER) else self._settings.dedupe_seconds,
+            recorded=task.dead_letter,
+            message="" if acked_by_store else Envelope.of_message(request.message).encode(),
+            delivery_tag=request.message.delivery_tag if acked_by_store else "",
+        )
+
+    def acknowledge(self, request: Any, *, acked: bool) -> None:
+        """The store has the message (or knows better of it): ack it, unless the store's script did."""
+        message = request.message
+        if not acked:
+            request.on_ack(logger, request.connection_errors)
+        elif not message.acknowledged:
+            # Acked in the script: kombu has only its own count to correct.
+            virtual.QoS.ack(message.channel.qos, message.delivery_tag)
+            message._state = "ACK"
+
+    def queue_of(self, delivery_info: Mapping[str, Any]) -> str:
+        """The consumed queue that a message came through; Celery tells only its exchange and routing key (F10)."""
+        route = (delivery_info.get("exchange") or "", delivery_info.get("routing_key") or "")
+        if route not in self._queue_by_route:
+            self._queue_by_route[route] = _match(self._app.amqp.queues.consume_from, *route)
+        return self._queue_by_route[route]
+
+    def _identity(self, request: Any) -> str:
+        """The attempt's id: made at publish; for producers without the library, as near as the broker lets (F2)."""
+        message = request.message
+        given = message.headers.get(ATTEMPT_HEADER)
+        if given:
+            return str(given)
+        if self._redis_broker:
+            return str(message.properties.get("delivery_tag") or message.delivery_tag)
+        body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+        retries = request.request_dict.get("retries", 0)
+        return f"{request.id}:{retries}:{request.replaced_task_nesting}:{blake2b(body, digest_size=8).hexdigest()}"
+
+    def _rank(self, properties: Mapping[str, Any] | None) -> int:
+        """Priority as a rank, 0 first: Redis counts so, AMQP the other way round."""
+        priority = max(0, min(LOWEST, int((properties or {}).get("priority") or 0)))
+        return priority if self._redis_broker else LOWEST - priority
+
+    # Out: a grant becomes a request.
+
+    def feed(self, held: Held) -> None:
+        """Give a stored message to Celery's strategy. Raises what makes it unreadable."""
+        assert held.grant is not None
+        envelope = Envelope.decode(held.grant.message)
+        message = Message(
+            body=envelope.body,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
+            # It has waited for its time already.
+            headers={**envelope.headers, "eta": None},
+            properties=dict(envelope.properties),
+            delivery_info={"exchange": envelope.exchange, "routing_key": envelope.routing_key},
+            delivery_tag=held.attempt,
+            accept=self._consumer.task_consumer.accept,
+        )
+        held.message = message
+        message.held = held
+        consumer = self._consumer
+        consumer.strategies[held.grant.task](message, None, _no_ack, _no_ack, consumer.on_task_message)
+
+    # The end: a run's end becomes an ending.
+
+    def ending(self, held: Held) -> Ending:
+        """How to settle a lease whose ``end`` is known."""
+        end, request = held.end, held.request
+        task = request.task if request is not None else None
+        about = self._about(held)
+        if end.outcome == "done" and about["requeue"]:
+            return Ending(outcome="done", letter=json.dumps(about))
+        if end.outcome == "retry":
+            return self._retry(request, end.retry)
+        recorded = task is None or task.dead_letter
+        return end.settle_as(about, recorded=recorded)
+
+    def _retry(self, request: Any, asked: Mapping[str, Any]) -> Ending:
+        if not asked:
+            # Reject(requeue=True): the same message again.
+            headers = request.message.headers
+            limits = request.task.limits_of_call(request.args, request.kwargs, headers.get(KEY_HEADER))
+            return Ending(outcome="retry", limits=limits)
+        envelope = Envelope.decode(asked["message"])
+        if not asked["rerouted"]:
+            info = request.message.delivery_info or {}
+            envelope = envelope.routed(info.get("exchange") or "", info.get("routing_key") or "")
+        route = {"exchange": envelope.exchange, "routing_key": envelope.routing_key}
+        return Ending(
+            outcome="retry",
+            delay_seconds=asked["delay"],
+            message=envelope.encode(),
+            limits=asked["limits"],
+            queue=self.queue_of(route) if asked["rerouted"] else "",
+        )
+
+    def _about(self, held: Held) -> dict[str, Any]:
+        """What a letter says of the task itself."""
+        request = held.request
+        if request is None:
+            grant = held.grant
+            return {"task": grant.task if grant else None, "worker": self._worker_name, "requeue": 0}
+        headers = request.message.headers
+        return {
+            "task_id": request.id,
+            "task": request.type,
+            "queue": self.queue_of(request.message.delivery_info or {}),
+            "worker": self._worker_name,
+            "retries": headers.get("retries") or 0,
+            "root_id": headers.get("root_id"),
+            "parent_id": headers.get("parent_id"),
+            "group_id": headers.get("group"),
+            "requeue": headers.get(REQUEUE_HEADER) or 0,
+        }
+
+    # What the pool does with a request.
+
+    def child_lives(self, request: Any) -> bool:
+        """Whether the pool process that ran a request is still there."""
+        return self._in_processes and request.worker_pid is not None and _is_child(request.worker_pid)
+
+    def dropped(self, held: Held) -> bool:
+        """Whether Celery has dropped a request at a reconnect: in a timer, or a job that no process had accepted (F7)."""
+        request = held.request
+        if not held.dispatched:
+            return request is None or request not in state.reserved_requests
+        if not self._in_processes or request.time_start is not None:
+            return False
+        job = request._apply_result() if request._apply_result is not None else None
+        return job is None or job._job not in job._cache
+
+    def over_for_sure(self, request: Any) -> bool:
+        """Whether a request cannot be running now that the pool has stopped: its process is dead, or it never began."""
+        return request is None or self._in_processes or request.time_start is None
+
+
+def _match(queues: Mapping[str, Any], exchange: str, routing_key: str) -> str:
+    if not exchange and routing_key in queues:
+        return routing_key
+    for name, queue in queues.items():
+        if queue.exchange.name == exchange and _binds(queue, routing_key):
+            return name
+    return routing_key or next(iter(queues), "")
+
+
+def _binds(queue: Any, routing_key: str) -> bool:
+    kind = queue.exchange.type
+    if kind == "topic":
+        return fnmatchcase(routing_key, (queue.routing_key or "").replace("#", "*"))
+    return kind in ("fanout", "headers") or queue.routing_key == routing_key
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a child process still runs; one that ended but was not waited for does not."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
+
+
+def _no_ack(*_: Any) -> None:
+    """A stored message has no broker to ack it at."""

@@ -1,0 +1,114 @@
+"""The worker's calls to the store, one after the other, and the book of leases that came of them.
+
+Every call has the next nonce. The book and the last nonce answered change together, so that a renewal never names less
+than what was granted by then (F1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import monotonic
+from typing import Any
+
+from ..leases.store import Admission, Answer, Call, Ending, Grant, LeaseStore
+
+
+class Held:
+    """One lease of this worker: from its grant until it is settled."""
+
+    __slots__ = ("attempt", "dispatched", "end", "grant", "granted_at", "lost", "message", "request", "token")
+
+    def __init__(self, attempt: str, token: int, grant: Grant | None = None) -> None:
+        self.attempt = attempt
+        self.token = token
+        self.grant = grant
+        self.granted_at = monotonic()
+        self.request: Any = None
+        self.message: Any = None
+        self.end: Any = None
+        self.dispatched = False
+        self.lost = False
+
+
+class Lane:
+    """One worker's calls to the store. Threads may share it; calls go one at a time."""
+
+    def __init__(self, store: LeaseStore, worker: str) -> None:
+        self._store = store
+        self._worker = worker
+        self._calling = Lock()
+        self._book_lock = Lock()
+        self._book: dict[str, Held] = {}
+        self._last_answered = 0
+        self._in_doubt: tuple[int, Any] | None = None
+
+    def admit(self, new: Admission) -> tuple[Answer, Held | None]:
+        """Admit a new attempt; with its lease when it may run."""
+        with self._calling:
+            answer = self._ask(new, lambda call: self._store.admit(call, new))
+            held = Held(new.attempt, answer.token) if answer.status == "RUN" else None
+            self._note(answer, [held] if held else [])
+        return answer, held
+
+    def settle(self, held: Held, ending: Ending, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
+        """Settle a lease; with what may run next."""
+        with self._calling:
+            answer = self._ask(
+                (held.attempt, held.token),
+                lambda call: self._store.settle(call, held.attempt, held.token, ending, want=want, queues=queues),
+            )
+            granted = _granted(answer)
+            self._note(answer, granted, settled=held)
+        return answer, granted
+
+    def claim(self, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
+        """Ask for what may run now."""
+        with self._calling:
+            answer = self._ask("claim", lambda call: self._store.claim(call, want, queues))
+            granted = _granted(answer)
+            self._note(answer, granted)
+        return answer, granted
+
+    def snapshot(self) -> tuple[int, list[tuple[str, int]]]:
+        """The last nonce answered, and every lease held by then: what a renewal names."""
+        with self._book_lock:
+            return self._last_answered, [(held.attempt, held.token) for held in self._book.values()]
+
+    def mark_lost(self, attempts: Sequence[str]) -> list[Held]:
+        """Those of the attempts that are still in the book, marked as lost now if they were not before."""
+        with self._book_lock:
+            found = [held for name in attempts if (held := self._book.get(name)) is not None and not held.lost]
+            for held in found:
+                held.lost = True
+            return found
+
+    def held(self) -> list[Held]:
+        """All leases in the book."""
+        with self._book_lock:
+            return list(self._book.values())
+
+    def _ask(self, about: Any, send: Callable[[Call], Answer]) -> Answer:
+        """Send a call under its nonce. The same call after one that got no answer goes under that one's nonce."""
+        doubted, self._in_doubt = self._in_doubt, None
+        if doubted is not None and doubted[1] == about:
+            nonce = doubted[0]
+        else:
+            nonce = max(self._last_answered, doubted[0] if doubted else 0) + 1
+        self._in_doubt = (nonce, about)
+        answer = send(Call(self._worker, nonce))
+        self._in_doubt = None
+        self._nonce = nonce
+        return answer
+
+    def _note(self, answer: Answer, granted: Sequence[Held], settled: Held | None = None) -> None:
+        with self._book_lock:
+            for held in granted:
+                self._book[held.attempt] = held
+            if settled is not None and self._book.get(settled.attempt) is settled:
+                del self._book[settled.attempt]
+            self._last_answered = self._nonce
+
+
+def _granted(answer: Answer) -> list[Held]:
+    return [Held(grant.attempt, grant.token, grant) for grant in answer.grants]

@@ -1,0 +1,142 @@
+"""The bootsteps that put the gate into a worker, and compose what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import Any
+from uuid import uuid4
+
+from celery import bootsteps
+
+from ..leases.store import LeaseStore
+from ..leases.wire import Wire
+from ..settings import Settings
+from ..task import BackfillTask
+from .gate import Gate
+from .heartbeat import Heartbeat
+from .intake import Intake
+from .lane import Lane
+from .request import LeasedRequest
+from .slots import CountedSlots, SemaphoreSlots, Slots
+from .wakers import LoopWaker, ThreadWaker
+
+SETTLE_AT_END_SECONDS = 5.0
+
+
+class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs a gate and its heartbeat in a worker that knows leased tasks."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        worker.backfill_gate = None
+        super().__init__(worker, **options)
+
+    def include_if(self, worker: Any) -> bool:
+        return bool(_leased_tasks(worker.app))
+
+    def create(self, worker: Any) -> None:
+        """Compose everything. Raises ``ConfigurationError`` for settings or declarations that cannot work."""
+        app, pool = worker.app, worker.pool
+        settings = Settings.of_app(app)
+        tasks = _leased_tasks(app)
+        for task in tasks:
+            task.check_declaration()
+        name = f"{worker.hostname}/{uuid4().hex[:8]}"
+        self.waker = LoopWaker(worker.hub, self._drain) if worker.hub else ThreadWaker(self._drain)
+        self.wires = (Wire(settings.redis_url), Wire(settings.redis_url))
+        self.gate = worker.backfill_gate = Gate(
+            lane=Lane(LeaseStore(self.wires[0], settings.namespace), name),
+            slots=_slots(worker, self.waker),
+            intake=Intake(app, settings, worker_name=worker.hostname, pool=pool),
+            pool=pool,
+            wake=self.waker,
+            due=self._due,
+        )
+        self.heartbeat = Heartbeat(
+            store=LeaseStore(self.wires[1], settings.namespace),
+            worker=name,
+            holder=self.gate,
+            tasks=tuple(task.name for task in tasks),
+            lease_seconds=min(task.lease_seconds or settings.lease_seconds for task in tasks),
+        )
+        # Renewals go on until the pool has drained, however it is stopped.
+        pool.stop = _followed_by(pool.stop, self._pool_ended)
+        pool.terminate = _followed_by(pool.terminate, self._pool_ended)
+
+    def start(self, worker: Any) -> None:
+        self.heartbeat.start()
+        if not worker.hub:
+            self.waker.register()
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        self.waker.register()
+
+    def stop(self, worker: Any) -> None:
+        self.gate.close()
+
+    terminate = stop
+
+    def _drain(self) -> None:
+        self.gate.drain()
+
+    def _due(self, seconds: float) -> None:
+        self.heartbeat.due(seconds)
+
+    def _pool_ended(self) -> None:
+        self.gate.pool_ended()
+        until = monotonic() + SETTLE_AT_END_SECONDS
+        while not self.gate.settle_rest() and monotonic() < until:
+            sleep(0.2)
+        self.heartbeat.stop()
+        self.waker.close()
+        for wire in self.wires:
+            wire.close()
+
+
+class LinkStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tells the gate of each new connection to the broker."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        gate: Gate | None = getattr(consumer.controller, "backfill_gate", None)
+        if gate is not None:
+            gate.attach(consumer)
+
+
+def add_steps(app: Any) -> None:
+    """Put the gate into the workers of an app."""
+    app.steps["worker"].add(GateStep)
+    app.steps["consumer"].add(LinkStep)
+
+
+def _leased_tasks(app: Any) -> list[BackfillTask]:
+    return [task for task in app.tasks.values() if isinstance(task, BackfillTask) and task.is_leased]
+
+
+def _slots(worker: Any, waker: Callable[[], None]) -> Slots:
+    pool = worker.pool
+    if worker.process_task == worker._process_task_sem:
+        return SemaphoreSlots(worker.semaphore, lambda: int(pool.num_processes), waker)
+    return CountedSlots(lambda: int(pool.num_processes), _plain_tasks_running(worker.app))
+
+
+def _plain_tasks_running(app: Any) -> Callable[[], int]:
+    """How many tasks run in the pool that are not leased."""
+    from celery.worker import state
+
+    if all(isinstance(task, BackfillTask) for task in app.tasks.values()):
+        return lambda: 0
+    return lambda: sum(not isinstance(request, LeasedRequest) for request in tuple(state.active_requests))
+
+
+def _followed_by(method: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            then()
+
+    return both

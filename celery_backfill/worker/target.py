@@ -1,0 +1,76 @@
+"""What the pool runs instead of Celery's tracer: the tracer, and beside its result a report of how the run ended.
+
+A retry that was swallowed, or asked for with ``throw=False``, reaches the worker's main process as a success, and a
+``Retry`` loses its signature on the way: so the report tells it (F20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import current_app
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.utils.encoding import safe_str
+
+from ..run import Lease, Run, running
+from ..task import BackfillTask
+
+MAX_TEXT = 64 * 1024
+CUT = "\n[cut]\n"
+
+Result = tuple[int, Any, float, dict[str, Any] | None]
+
+
+def run_leased(lease: tuple[str, int], trace: Callable[..., Any], name: str, task_id: str, *args: Any) -> Result:
+    """Run one leased task; Celery's (failed, result, runtime) and a report, None for a plain success.
+
+    Nothing is raised, so that every run ends in the worker's callback, on every pool.
+    """
+    with running(Run(task_id, Lease(*lease))) as run:
+        try:
+            failed, result, runtime = trace(name, task_id, *args)
+        except Exception as error:
+            info = ExceptionInfo()
+            return 1, info, 0.0, {"failure": describe("internal", error, info.traceback)}
+    return failed, result, runtime, _report(run, failed, result, name)
+
+
+def _report(run: Run, failed: int, result: Any, name: str) -> dict[str, Any] | None:
+    if run.retry is not None:
+        retry = run.retry
+        asked = {"delay": retry.delay, "message": retry.message, "limits": retry.limits, "rerouted": retry.rerouted}
+        return {"retry": asked}
+    if not failed:
+        return None
+    exc = getattr(result.exception, "exc", result.exception)
+    if isinstance(exc, Ignore | Reject | Retry):
+        return None
+    return {"failure": describe(_reason(run, exc, name), exc, result.traceback)}
+
+
+def _reason(run: Run, exc: BaseException, name: str) -> str:
+    task = current_app.tasks.get(name)
+    if isinstance(task, BackfillTask) and task.verdict_on(exc).permanent:
+        return "non_retryable"
+    return "exhausted" if run.retries_exhausted else "failed"
+
+
+def describe(reason: str, exc: BaseException, traceback: str) -> dict[str, Any]:
+    """A failure in words, bounded, whatever the exception's own methods do."""
+    cls = type(exc)
+    return {
+        "reason": str(reason),
+        "exception_type": cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}",
+        "exception_message": cut(safe_str(exc)),
+        "traceback": cut(safe_str(traceback)),
+    }
+
+
+def cut(text: str) -> str:
+    """At most ``MAX_TEXT`` characters, the end kept: it is where a traceback says what happened."""
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return text[:half] + CUT + text[-half:]
