@@ -1,13 +1,14 @@
-"""The store's scripts, read from package data: one file a verb, the shared part put in after the first line."""
+"""The store's scripts, read from package data: one file a verb, and the parts that they include."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib.resources import files
 
 _FOLDER = files(__package__) / "lua"
-_COMMON = (_FOLDER / "_common.lua").read_text()
+_INCLUDE = re.compile(r"^--include (\w+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,13 @@ class Script:
 
     @classmethod
     def load(cls, name: str) -> Script:
-        """Read ``lua/<name>.lua``; its first line (``#!lua``) stays first."""
-        first, rest = (_FOLDER / f"{name}.lua").read_text().split("\n", 1)
-        text = f"{first}\n{_COMMON}\n{rest}"
+        """Read ``lua/<name>.lua``; a line ``--include part`` stands for ``lua/_part.lua``."""
+        text = _INCLUDE.sub(lambda match: _read(f"_{match[1]}"), _read(name))
         return cls(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.lua").read_text()
 
 
 ADMIT = Script.load("admit")
@@ -32,3 +36,4 @@ CLAIM = Script.load("claim")
 RENEW = Script.load("renew")
 RECOVER = Script.load("recover")
 REGISTER = Script.load("register")
+ALL = (ADMIT, SETTLE, CLAIM, RENEW, RECOVER, REGISTER)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .script import ADMIT, CLAIM, RECOVER, REGISTER, RENEW, SETTLE
-from .wire import Wire
+from .script import ADMIT, CLAIM, RECOVER, REGISTER, RENEW, SETTLE, Script
+from .wire import ScriptCall, Value, Wire
 
 WORKER_KEPT_SECONDS = 86_400
 RECOVER_BATCH = 100
@@ -75,6 +75,7 @@ class Admission:
     recorded: bool = True
     message: str = ""
     delivery_tag: str = ""
+    shares_slot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,47 +121,69 @@ class LeaseStore:
 
     def register(self, worker: str, tasks: Iterable[str]) -> None:
         """Say which tasks a worker knows; it is handed nothing else."""
-        self._wire.run(REGISTER, self._keys, (self._now(), worker, WORKER_KEPT_SECONDS, *tasks))
+        self._run(REGISTER, worker, WORKER_KEPT_SECONDS, *tasks)
 
     def admit(self, call: Call, new: Admission) -> Answer:
         """``RUN`` with a token, ``BLOCKED``, ``DUPLICATE``, ``GONE`` (the broker gave it to someone else) or ``OLD``."""
-        keys = self._keys_with_broker if new.delivery_tag else self._keys
-        arguments = (
-            self._now(), call.worker, call.nonce, new.attempt, new.delivery_tag, new.queue, new.rank, new.limits,
-            _ms(new.lease_seconds), new.max_stalls, _ms(new.dedupe_seconds), new.task, new.task_id, new.message,
-            int(new.recorded),
-        )  # fmt: skip
-        return _answer(self._wire.run(ADMIT, keys, arguments))
+        return _answer(*self._wire.run(self._admission(call, new)))
 
     def settle(
         self, call: Call, attempt: str, token: int, ending: Ending, *, want: int = 0, queues: Sequence[str] = ()
     ) -> Answer:
         """``SETTLED``, ``STALE`` (not this token's any more: nothing changed), ``POISON`` or ``OLD``; with grants."""
-        arguments = (
-            self._now(), call.worker, call.nonce, attempt, token, ending.outcome, _ms(ending.delay_seconds),
-            ending.message, ending.limits, ending.queue, ending.letter, want, *queues,
-        )  # fmt: skip
-        return _answer(self._wire.run(SETTLE, self._keys, arguments))
+        return _answer(*self._wire.run(self._settlement(call, attempt, token, ending, want, queues)))
+
+    def settle_and_admit(
+        self, call: Call, attempt: str, token: int, ending: Ending, new: Admission, *, want: int, queues: Sequence[str]
+    ) -> tuple[Answer, Answer]:
+        """``settle``, then ``admit`` under the next nonce, in one round trip.
+
+        A new attempt that ``shares_slot`` is answered ``LATER``, and nothing done, where settling granted something.
+        """
+        settled, admitted = self._wire.run(
+            self._settlement(call, attempt, token, ending, want, queues),
+            self._admission(Call(call.worker, call.nonce + 1), new),
+        )
+        return _answer(settled), _answer(admitted)
 
     def claim(self, call: Call, want: int, queues: Sequence[str]) -> Answer:
         """``CLAIMED`` with up to ``want`` grants, or ``OLD``."""
-        return _answer(self._wire.run(CLAIM, self._keys, (self._now(), call.worker, call.nonce, want, *queues)))
+        return _answer(self._run(CLAIM, call.worker, call.nonce, want, *queues))
 
     def renew(self, worker: str, last_nonce: int, held: Iterable[tuple[str, int]]) -> tuple[bool, list[str]]:
         """Renew (attempt, token) pairs; whether the worker's tasks are known, and the attempts that are lost."""
         pairs = [value for pair in held for value in pair]
-        arguments = (self._now(), worker, last_nonce, WORKER_KEPT_SECONDS, *pairs)
-        known, *lost = self._wire.run(RENEW, self._keys, arguments)
+        known, *lost = self._run(RENEW, worker, last_nonce, WORKER_KEPT_SECONDS, *pairs)
         return bool(known), [attempt.decode() for attempt in lost]
 
     def recover(self, batch: int = RECOVER_BATCH) -> tuple[float | None, list[Recovered]]:
         """Take back leases that ran out; also in how many seconds something scheduled is due."""
-        due, *rest = self._wire.run(RECOVER, self._keys, (self._now(), batch))
+        due, *rest = self._run(RECOVER, batch)
         found = [
             Recovered(attempt.decode(), task.decode(), worker.decode(), int(stalls), verdict.decode())
             for attempt, task, worker, stalls, verdict in zip(*[iter(rest)] * 5, strict=True)
         ]
         return _due(due), found
+
+    def _run(self, script: Script, *arguments: Value) -> Any:
+        return self._wire.run(ScriptCall(script, self._keys, (self._now(), *arguments)))[0]
+
+    def _admission(self, call: Call, new: Admission) -> ScriptCall:
+        arguments = (
+            self._now(), call.worker, call.nonce, new.attempt, new.delivery_tag, new.queue, new.rank, new.limits,
+            _ms(new.lease_seconds), new.max_stalls, _ms(new.dedupe_seconds), new.task, new.task_id, new.message,
+            int(new.recorded), int(new.shares_slot),
+        )  # fmt: skip
+        return ScriptCall(ADMIT, self._keys_with_broker if new.delivery_tag else self._keys, arguments)
+
+    def _settlement(
+        self, call: Call, attempt: str, token: int, ending: Ending, want: int, queues: Sequence[str]
+    ) -> ScriptCall:
+        arguments = (
+            self._now(), call.worker, call.nonce, attempt, token, ending.outcome, _ms(ending.delay_seconds),
+            ending.message, ending.limits, ending.queue, ending.letter, want, *queues,
+        )  # fmt: skip
+        return ScriptCall(SETTLE, self._keys, arguments)
 
 
 def _ms(seconds: float) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -18,13 +19,14 @@ from celery.worker import state
 
 from ..errors import InvalidKeyError, StoreUnavailableError
 from ..events import emit
-from ..leases.store import Answer
+from ..leases.store import Admission, Answer
 from .ends import GIVEN_BACK, End, Reason, dead
 from .intake import Intake
 from .lane import Held, Lane
 from .slots import Slots
 
 STEPS_A_DRAIN = 100
+UNANSWERED = ("OLD", "LATER")
 
 
 class Gate:
@@ -111,24 +113,55 @@ class Gate:
                 emit("lease_lost", logging.WARNING, attempt=held.attempt, token=held.token)
 
     def _settle(self, held: Held) -> None:
-        """Settle a lease, and take on what the store hands on for the slot that is free now."""
+        """Settle a lease; the slot that is free now goes to what the store hands on, or to the next in line."""
         if self.away:
             self._unsettled.append(held)
             return
-        wanted = not self.closing and not (self._line and self._brokers_turn) and self._slots.reserve()
+        slot = not self.closing and self._slots.reserve()
+        following = self._next_in_line() if slot else None
+        want = int(slot and not (following and self._brokers_turn))
+        ending, queues = self._intake.ending(held), self._intake.queues
         try:
-            ending = self._intake.ending(held)
-            answer, granted = self._lane.settle(held, ending, int(wanted), self._intake.queues if wanted else ())
+            if following is None:
+                answer, granted = self._lane.settle(held, ending, want, queues)
+            else:
+                request, new = following
+                answer, granted, admitted, lease = self._lane.settle_and_admit(
+                    held, ending, replace(new, shares_slot=True), want, queues
+                )
         except StoreUnavailableError as error:
             self._unsettled.append(held)
+            if following is not None:
+                self._line.appendleft(following[0])
+            if slot:
+                self._slots.give_back()
             self._lose_store(error)
-            answer, granted = None, []
-        self._take(granted, reserved=int(wanted))
-        if answer is not None:
-            self._settled(held, answer)
+            return
+        self._settled(held, answer)
+        if following is not None and not granted:
+            self._admitted(request, new, admitted, lease)
+        else:
+            if following is not None:
+                self._line.appendleft(request)
+            self._take(granted, reserved=int(slot))
+
+    def _next_in_line(self) -> tuple[Any, Admission] | None:
+        """The next message of the broker, as an admission; None where there is none, or one that has no valid key."""
+        try:
+            request = self._line.popleft()
+        except IndexError:
+            return None
+        try:
+            return request, self._intake.admission(request)
+        except InvalidKeyError:
+            self._line.appendleft(request)
+            return None
 
     def _settled(self, held: Held, answer: Answer) -> None:
         self._hear(answer)
+        if answer.status in UNANSWERED:
+            self._unsettled.append(held)
+            return
         if held.request is not None:
             held.request.acknowledged = True
         if answer.status == "STALE":
@@ -188,18 +221,27 @@ class Gate:
             self._slots.give_back()
             self._lose_store(error)
             return False
+        self._admitted(request, new, answer, held)
+        if held is not None and refused is not None:
+            self._ready.pop()
+            request.fail_unstarted(refused, Reason.INVALID)
+        return True
+
+    def _admitted(self, request: Any, new: Admission, answer: Answer, held: Held | None) -> None:
+        """The store has answered for a message: it is ready to run in the slot in hand, or it is not ours to hold."""
         self._hear(answer)
+        if answer.status in UNANSWERED:
+            self._line.appendleft(request)
+            self._slots.give_back()
+            return
         self._intake.acknowledge(request, acked=bool(new.delivery_tag))
         if held is None:
             self._slots.give_back()
             state.task_ready(request)
-            return True
+            return
         held.request, request.held = request, held
         self._brokers_turn = False
-        if refused is not None:
-            request.fail_unstarted(refused, Reason.INVALID)
-            return True
-        return self._start(request)
+        self._ready.append(request)
 
     def _claim(self) -> bool:
         """Ask the store for the slot in hand."""

@@ -40,6 +40,7 @@ class Lane:
         self._calling = Lock()
         self._book_lock = Lock()
         self._book: dict[str, Held] = {}
+        self._nonce = 0
         self._last_answered = 0
         self._in_doubt: tuple[int, Any] | None = None
 
@@ -48,7 +49,7 @@ class Lane:
         with self._calling:
             answer = self._ask(new, lambda call: self._store.admit(call, new))
             held = Held(new.attempt, answer.token) if answer.status == "RUN" else None
-            self._note(answer, [held] if held else [])
+            self._note([held] if held else [])
         return answer, held
 
     def settle(self, held: Held, ending: Ending, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
@@ -59,15 +60,32 @@ class Lane:
                 lambda call: self._store.settle(call, held.attempt, held.token, ending, want=want, queues=queues),
             )
             granted = _granted(answer)
-            self._note(answer, granted, settled=held)
+            self._note(granted, settled=held)
         return answer, granted
+
+    def settle_and_admit(
+        self, held: Held, ending: Ending, new: Admission, want: int, queues: Sequence[str]
+    ) -> tuple[Answer, list[Held], Answer, Held | None]:
+        """``settle`` and ``admit`` in one round trip, for the slot that becomes free."""
+        with self._calling:
+            first = self._next_nonce()
+            self._in_doubt = (first + 1, None)
+            settled, admitted = self._store.settle_and_admit(
+                Call(self._worker, first), held.attempt, held.token, ending, new, want=want, queues=queues
+            )
+            self._in_doubt = None
+            self._nonce = first + 1
+            granted = _granted(settled)
+            new_held = Held(new.attempt, admitted.token) if admitted.status == "RUN" else None
+            self._note([*granted, *([new_held] if new_held else [])], settled=held)
+        return settled, granted, admitted, new_held
 
     def claim(self, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
         """Ask for what may run now."""
         with self._calling:
             answer = self._ask("claim", lambda call: self._store.claim(call, want, queues))
             granted = _granted(answer)
-            self._note(answer, granted)
+            self._note(granted)
         return answer, granted
 
     def snapshot(self) -> tuple[int, list[tuple[str, int]]]:
@@ -90,18 +108,18 @@ class Lane:
 
     def _ask(self, about: Any, send: Callable[[Call], Answer]) -> Answer:
         """Send a call under its nonce. The same call after one that got no answer goes under that one's nonce."""
-        doubted, self._in_doubt = self._in_doubt, None
-        if doubted is not None and doubted[1] == about:
-            nonce = doubted[0]
-        else:
-            nonce = max(self._last_answered, doubted[0] if doubted else 0) + 1
+        doubted = self._in_doubt
+        nonce = doubted[0] if doubted is not None and doubted[1] == about else self._next_nonce()
         self._in_doubt = (nonce, about)
         answer = send(Call(self._worker, nonce))
         self._in_doubt = None
         self._nonce = nonce
         return answer
 
-    def _note(self, answer: Answer, granted: Sequence[Held], settled: Held | None = None) -> None:
+    def _next_nonce(self) -> int:
+        return max(self._nonce, self._in_doubt[0] if self._in_doubt else 0) + 1
+
+    def _note(self, granted: Sequence[Held], settled: Held | None = None) -> None:
         with self._book_lock:
             for held in granted:
                 self._book[held.attempt] = held

@@ -1,4 +1,4 @@
--- What every script shares; put after its first line when it is loaded.
+-- What every script shares: the layout of the store, the clock, limits, lines, leases.
 --
 -- KEYS[1]  the namespace with its hash tag, "{backfill}:"; every key of the store begins with it
 -- ARGV[1]  the time in milliseconds, for tests; "" for the server's own clock
@@ -14,7 +14,7 @@
 --   t:<queue>           zset    the keys whose head may run now, by turn
 --   sched               zset    scheduled attempts by due time (ms)
 --   w:<worker>          hash    attempt -> "token:nonce" of all leases of a worker
---   r:<worker>          hash    the last answer given to a worker, by nonce
+--   r:<worker>          hash    the last two answers given to a worker, by nonce
 --   k:<worker>          set     the tasks a worker knows
 --   d:<attempt>         string  settled, while its broker may deliver it again
 --   outbox              stream  final failures and resolutions, on their way to PostgreSQL
@@ -31,8 +31,6 @@ end
 local now = math.floor(micros / 1000)
 
 local RANK = 1e13    -- a score is priority rank * RANK + arrival
-local DUE_BATCH = 100
-local LOOK_PAST = 100
 
 -- F26: grows across a loss of the counter as well, since the clock went on.
 local function next_token()
@@ -83,24 +81,25 @@ local function refresh(queue, key)
 end
 
 local function refresh_key(key)
-  for _, queue in ipairs(redis.call('SMEMBERS', P .. 'kq:' .. key)) do refresh(queue, key) end
+  local queues = redis.call('SMEMBERS', P .. 'kq:' .. key)
+  for _, queue in ipairs(queues) do refresh(queue, key) end
 end
 
 local function wait_in_line(attempt, queue, limits, score)
   local key = line_key(limits)
-  redis.call('HSET', P .. 'a:' .. attempt, 'state', 'blocked', 'score', score)
+  redis.call('HSET', P .. 'a:' .. attempt, 'state', 'blocked', 'score', score, 'token', '')
   redis.call('ZADD', line(queue, key), score, attempt)
   redis.call('SADD', P .. 'kq:' .. key, queue)
   redis.call('SADD', P .. 'b', key)
   refresh(queue, key)
 end
 
--- Lease an attempt to a worker, with permits of all its limits.
-local function grant(attempt, limits, worker, nonce, lease)
+-- Lease an attempt to a worker, with permits of all its limits. Further fields of its record may come with it.
+local function grant(attempt, limits, worker, nonce, lease, ...)
   local token = next_token()
   redis.call('ZADD', P .. 'leases', now + lease, attempt)
   redis.call('HSET', P .. 'w:' .. worker, attempt, token .. ':' .. nonce)
-  redis.call('HSET', P .. 'a:' .. attempt, 'state', 'running', 'token', token, 'worker', worker, 'granted', now)
+  redis.call('HSET', P .. 'a:' .. attempt, 'state', 'running', 'token', token, 'worker', worker, 'granted', now, ...)
   for _, limit in ipairs(limits) do
     redis.call('SADD', P .. 'h:' .. limit[1], attempt)
     refresh_key(limit[1])
@@ -108,11 +107,11 @@ local function grant(attempt, limits, worker, nonce, lease)
   return token
 end
 
--- Take a lease and its permits away; the record stays. A permit is a set's member: giving it back twice does no harm.
+-- Take a lease and its permits away. A permit is a set's member: giving it back twice does no harm. The record stays,
+-- without a token, unless it is deleted by whoever calls.
 local function release(attempt, limits, worker)
   redis.call('ZREM', P .. 'leases', attempt)
   redis.call('HDEL', P .. 'w:' .. worker, attempt)
-  redis.call('HSET', P .. 'a:' .. attempt, 'token', '')
   for _, limit in ipairs(limits) do
     redis.call('SREM', P .. 'h:' .. limit[1], attempt)
     refresh_key(limit[1])
@@ -120,10 +119,9 @@ local function release(attempt, limits, worker)
 end
 
 -- Forget an attempt that ended; remember its id while its broker may deliver it again (F3).
-local function forget(attempt)
-  local dedupe = tonumber(redis.call('HGET', P .. 'a:' .. attempt, 'dedupe') or '0')
+local function forget(attempt, dedupe)
   redis.call('DEL', P .. 'a:' .. attempt)
-  if dedupe > 0 then redis.call('SET', P .. 'd:' .. attempt, '1', 'PX', dedupe) end
+  if dedupe ~= '0' then redis.call('SET', P .. 'd:' .. attempt, '1', 'PX', dedupe) end
 end
 
 -- A letter for PostgreSQL; `id` names the failure, so that shipping it twice is one.
@@ -133,102 +131,8 @@ local function to_outbox(kind, id, attempt, letter)
     'message', record[1] or '', 'stalls', record[2] or '0', 'queue', record[3] or '', 'letter', letter)
 end
 
--- Scheduled attempts that are due join their lines, as new arrivals (F12).
-local function promote()
-  local due = redis.call('ZRANGEBYSCORE', P .. 'sched', '-inf', now, 'LIMIT', 0, DUE_BATCH)
-  for _, attempt in ipairs(due) do
-    redis.call('ZREM', P .. 'sched', attempt)
-    local record = redis.call('HMGET', P .. 'a:' .. attempt, 'queue', 'limits', 'rank')
-    if record[1] then
-      wait_in_line(attempt, record[1], limits_of(record[2]), arrival(tonumber(record[3])))
-    end
-  end
-end
-
 -- In how many milliseconds something scheduled is due next, or -1.
 local function next_due()
   local first = redis.call('ZRANGE', P .. 'sched', 0, 0, 'WITHSCORES')
   return first[2] and math.max(0, tonumber(first[2]) - now) or -1
-end
-
--- The first attempt of a line that this worker can run: what it does not know is passed over (F10).
-local function first_known(worker, queue, key)
-  for i = 0, LOOK_PAST - 1 do
-    local attempt = redis.call('ZRANGE', line(queue, key), i, i)[1]
-    if not attempt then return nil end
-    local record = redis.call('HMGET', P .. 'a:' .. attempt, 'task', 'limits', 'lease')
-    if redis.call('SISMEMBER', P .. 'k:' .. worker, record[1]) == 1 then
-      local limits = limits_of(record[2])
-      if full(limits) then return nil end
-      return attempt, limits, tonumber(record[3])
-    end
-  end
-end
-
--- Up to `want` attempts of these queues for a worker; the keys take turns.
-local function hand_on(worker, nonce, want, queues)
-  local grants = {}
-  local passed, looks = {}, 0
-  promote()
-  while #grants < 2 * want and looks < want + LOOK_PAST do
-    looks = looks + 1
-    local queue, key, turn
-    for _, candidate in ipairs(queues) do
-      local at = passed[candidate] or 0
-      local first = redis.call('ZRANGE', P .. 't:' .. candidate, at, at, 'WITHSCORES')
-      if first[1] and (not turn or tonumber(first[2]) < turn) then
-        queue, key, turn = candidate, first[1], tonumber(first[2])
-      end
-    end
-    if not queue then break end
-    local attempt, limits, lease = first_known(worker, queue, key)
-    if attempt then
-      redis.call('ZREM', line(queue, key), attempt)
-      redis.call('ZREM', P .. 't:' .. queue, key)
-      grants[#grants + 1] = attempt
-      grants[#grants + 1] = grant(attempt, limits, worker, nonce, lease)
-      refresh(queue, key)
-    else
-      passed[queue] = (passed[queue] or 0) + 1
-    end
-  end
-  return grants
-end
-
--- How many of these queues have something that may run now.
-local function runnable(queues)
-  local count = 0
-  for _, queue in ipairs(queues) do count = count + redis.call('EXISTS', P .. 't:' .. queue) end
-  return count
-end
-
--- The answer of admit, claim and settle, where a grant is five values: attempt, token, task, stalls, message.
--- A grant that is no longer that token's is left out: a repeat tells what still holds.
-local function answer(status, token, more, grants)
-  local whole = {status, token, next_due(), more}
-  for i = 1, #grants, 2 do
-    local record = redis.call('HMGET', P .. 'a:' .. grants[i], 'token', 'task', 'stalls', 'message')
-    if record[1] == grants[i + 1] then
-      for _, value in ipairs({grants[i], grants[i + 1], record[2], record[3], record[4]}) do
-        whole[#whole + 1] = value
-      end
-    end
-  end
-  return whole
-end
-
--- Answer, and keep the answer in short under the call's nonce until the worker's next call (F1).
-local function conclude(worker, nonce, status, token, queues, grants)
-  local more = runnable(queues)
-  redis.call('HSET', P .. 'r:' .. worker, 'n', nonce, 'answer', cjson.encode({status, token, more, grants}))
-  return answer(status, token, more, grants)
-end
-
--- A call that was already answered gets that answer; one older than the last answered changes nothing.
-local function answered(worker, nonce)
-  local kept = redis.call('HMGET', P .. 'r:' .. worker, 'n', 'answer')
-  if not kept[1] then return nil end
-  if kept[1] == nonce then return answer(unpack(cjson.decode(kept[2]))) end
-  if tonumber(kept[1]) > tonumber(nonce) then return {'OLD', '0', -1, 0} end
-  return nil
 end

@@ -1,4 +1,7 @@
 #!lua flags=allow-oom
+--include common
+--include answers
+--include hand_on
 -- A worker with free slots asks for attempts of its queues that may run now.
 --
 -- KEYS  1 namespace

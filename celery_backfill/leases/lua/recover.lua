@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+--include common
 -- Leases that ran out: back to their place in the line with one stall more; over the budget, dead as poison.
 -- Only this script judges a deadline (F24): whoever settles or renews before it still holds the lease.
 --
@@ -17,14 +18,14 @@ end
 
 for _, attempt in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIMIT', 0, ARGV[2])) do
   local record = redis.call('HMGET', P .. 'a:' .. attempt,
-    'worker', 'limits', 'queue', 'task', 'task_id', 'score', 'max_stalls', 'token', 'recorded')
+    'worker', 'limits', 'queue', 'task', 'task_id', 'score', 'max_stalls', 'token', 'recorded', 'dedupe')
   local limits, verdict = limits_of(record[2]), 'BACK'
   release(attempt, limits, record[1])
   local stalls = redis.call('HINCRBY', P .. 'a:' .. attempt, 'stalls', 1)
   if stalls > tonumber(record[7]) then
     verdict = 'POISON'
     if record[9] == '1' then to_outbox('failed', record[8], attempt, poison_letter(record, stalls)) end
-    forget(attempt)
+    forget(attempt, record[10])
   else
     wait_in_line(attempt, record[3], limits, record[6])
   end

@@ -1,4 +1,5 @@
 #!lua
+--include common
 -- What tasks a worker knows, so that it is handed nothing else (F10).
 --
 -- KEYS  1 namespace

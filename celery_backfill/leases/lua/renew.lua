@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+--include common
 -- All leases of a worker at once, each by its token. A lease that the worker was granted in a call whose answer it has
 -- moved past, and that it does not name, is one it never heard of: given back, with no stall (F1).
 --

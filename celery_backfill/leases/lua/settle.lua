@@ -1,4 +1,7 @@
 #!lua flags=allow-oom
+--include common
+--include answers
+--include hand_on
 -- The end of a token's run: release its permits, write what is final to the outbox, and hand this worker what it may
 -- run next, all in one step. A wrong token changes nothing and is told so.
 --
@@ -15,7 +18,7 @@ local repeated = answered(worker, nonce)
 if repeated then return repeated end
 
 local record = redis.call('HMGET', P .. 'a:' .. attempt,
-  'token', 'worker', 'limits', 'queue', 'score', 'rank', 'stalls', 'max_stalls')
+  'token', 'worker', 'limits', 'queue', 'score', 'rank', 'max_stalls', 'dedupe')
 local status = 'SETTLED'
 if record[1] ~= token then
   status = 'STALE'
@@ -23,7 +26,7 @@ else
   local limits = limits_of(record[3])
   release(attempt, limits, record[2])
   if outcome == 'stalled' then
-    if redis.call('HINCRBY', P .. 'a:' .. attempt, 'stalls', 1) > tonumber(record[8]) then
+    if redis.call('HINCRBY', P .. 'a:' .. attempt, 'stalls', 1) > tonumber(record[7]) then
       status, outcome = 'POISON', 'dead'
     else
       wait_in_line(attempt, record[4], limits, record[5])
@@ -35,7 +38,7 @@ else
     redis.call('HSET', P .. 'a:' .. attempt, 'queue', next_queue, 'limits', ARGV[9])
     if ARGV[8] ~= '' then redis.call('HSET', P .. 'a:' .. attempt, 'message', ARGV[8]) end
     if tonumber(ARGV[7]) > 0 then
-      redis.call('HSET', P .. 'a:' .. attempt, 'state', 'scheduled')
+      redis.call('HSET', P .. 'a:' .. attempt, 'state', 'scheduled', 'token', '')
       redis.call('ZADD', P .. 'sched', now + tonumber(ARGV[7]), attempt)
     else
       wait_in_line(attempt, next_queue, limits_of(ARGV[9]), arrival(tonumber(record[6])))
@@ -45,7 +48,7 @@ else
     if ARGV[11] ~= '' then
       to_outbox(outcome == 'dead' and 'failed' or 'resolved', token, attempt, ARGV[11])
     end
-    forget(attempt)
+    forget(attempt, record[8])
   end
 end
 
