@@ -36,4 +36,5 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
+	@test ! -x $(BIN)/python || $(BIN)/python -c 'from celery_backfill import embedded; embedded.remove()'
 	rm -rf $(VENV) .backfill

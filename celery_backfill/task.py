@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from celery import Task, signals
 from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
+from celery.utils.imports import symbol_by_name
 
 from .classify import Rule, Verdict, classify
 from .errors import ConfigurationError, TaskExitedError, TaskOutOfMemoryError
@@ -185,9 +186,7 @@ def _name_the_attempt(headers: Any = None, properties: Any = None, **_: Any) -> 
 
 def _prepare_worker(sender: Any, **_: Any) -> None:
     """A worker starts in this process: put the gate into it. Producers never import the worker's half."""
-    from .worker.step import add_steps
-
-    add_steps(sender.app)
+    symbol_by_name("celery_backfill.worker.step:add_steps")(sender.app)
 
 
 signals.before_task_publish.connect(_name_the_attempt, weak=False)

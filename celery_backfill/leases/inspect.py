@@ -11,6 +11,7 @@ from typing import Any
 import redis
 
 SCAN = 500
+SOCKET_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class Inspector:
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._client: Any = client
         self._prefix = f"{{{namespace}}}:"
+
+    @classmethod
+    def at(cls, url: str, namespace: str) -> Inspector:
+        """Views at a Redis URL. Does not connect yet."""
+        return cls(redis.Redis.from_url(url, socket_timeout=SOCKET_SECONDS), namespace)
 
     def leases(self) -> list[LeaseView]:
         """All leases, the oldest first."""

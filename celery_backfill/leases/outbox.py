@@ -13,6 +13,7 @@ import redis
 from redis.exceptions import ResponseError
 
 GROUP = "shippers"
+SOCKET_SECONDS = 5
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -23,6 +24,11 @@ class Outbox:
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._client: Any = client
         self._stream = f"{{{namespace}}}:outbox"
+
+    @classmethod
+    def at(cls, url: str, namespace: str) -> Outbox:
+        """The outbox at a Redis URL. Does not connect yet."""
+        return cls(redis.Redis.from_url(url, socket_timeout=SOCKET_SECONDS), namespace)
 
     def read(self, reader: str, *, count: int, block_ms: int, idle_ms: int) -> list[Entry]:
         """Up to ``count`` unfinished entries: those another reader took over ``idle_ms`` ago, else new ones.

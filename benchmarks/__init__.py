@@ -1,0 +1,1 @@
+"""Comparisons with plain Celery, run in turn on the same machine: ``make bench``."""
