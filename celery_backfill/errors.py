@@ -8,20 +8,20 @@ BackfillError
 ├── TaskExitedError         the task called sys.exit() or was interrupted
 ├── TaskOutOfMemoryError    the task raised MemoryError
 ├── StoreUnavailableError   Redis did not answer in time; nothing is known of the call
+├── LettersUnavailableError PostgreSQL cannot be used now; safe to repeat
+├── LetterRefusedError      PostgreSQL refuses these very data
 ├── SchemaError             the store or the database was written by a version this one cannot read
 └── RequeueError            a dead letter cannot be sent again; says why
 """
 
 from __future__ import annotations
 
-from celery.exceptions import ImproperlyConfigured
-
 
 class BackfillError(Exception):
     """Base of every error of this library."""
 
 
-class ConfigurationError(BackfillError, ImproperlyConfigured):
+class ConfigurationError(BackfillError, ValueError):
     """A setting or a declaration is unusable; the message says what to write instead."""
 
 
@@ -49,6 +49,14 @@ class TaskOutOfMemoryError(BackfillError):
 
 class StoreUnavailableError(BackfillError, ConnectionError):
     """Redis did not answer in time. Whether the call took effect is unknown; it is safe to repeat."""
+
+
+class LettersUnavailableError(BackfillError, ConnectionError):
+    """PostgreSQL cannot be used now. Whether the call took effect is unknown; it is safe to repeat."""
+
+
+class LetterRefusedError(BackfillError, ValueError):
+    """PostgreSQL refuses these very data; repeating the call cannot help. Nothing was changed."""
 
 
 class SchemaError(BackfillError):

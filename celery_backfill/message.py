@@ -41,7 +41,8 @@ class Envelope:
             body=body.encode() if isinstance(body, str) else bytes(body),
             content_type=message.content_type,
             content_encoding=message.content_encoding,
-            headers=message.headers,
+            # kombu has decompressed the body already.
+            headers={name: value for name, value in message.headers.items() if name != "compression"},
             properties=message.properties or {},
             exchange=info.get("exchange") or "",
             routing_key=info.get("routing_key") or "",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import redis
+
+from ..errors import StoreUnavailableError
 
 SCAN = 500
 SOCKET_SECONDS = 5
@@ -49,17 +52,22 @@ class Counts:
     outbox: int
 
 
+@contextmanager
+def inspecting(url: str, namespace: str) -> Iterator[Inspector]:
+    """Views at a Redis URL. What Redis or the way to it refuses is raised as ``StoreUnavailableError``."""
+    try:
+        with redis.Redis.from_url(url, socket_timeout=SOCKET_SECONDS, socket_connect_timeout=SOCKET_SECONDS) as client:
+            yield Inspector(client, namespace)
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailableError(type(error).__name__) from error
+
+
 class Inspector:
     """Views of one namespace."""
 
     def __init__(self, client: redis.Redis, namespace: str) -> None:
         self._client: Any = client
         self._prefix = f"{{{namespace}}}:"
-
-    @classmethod
-    def at(cls, url: str, namespace: str) -> Inspector:
-        """Views at a Redis URL. Does not connect yet."""
-        return cls(redis.Redis.from_url(url, socket_timeout=SOCKET_SECONDS), namespace)
 
     def leases(self) -> list[LeaseView]:
         """All leases, the oldest first."""

@@ -124,7 +124,7 @@ class LeaseStore:
         self._run(REGISTER, worker, WORKER_KEPT_SECONDS, *tasks)
 
     def admit(self, call: Call, new: Admission) -> Answer:
-        """``RUN`` with a token, ``BLOCKED``, ``DUPLICATE``, ``GONE`` (the broker gave it to someone else) or ``OLD``."""
+        """``RUN`` with a token, ``BLOCKED``, ``DUPLICATE``, ``GONE`` (the broker gave it elsewhere) or ``OLD``."""
         return _answer(*self._wire.run(self._admission(call, new)))
 
     def settle(

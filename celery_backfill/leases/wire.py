@@ -33,7 +33,7 @@ class ScriptCall(NamedTuple):
 
 
 class Wire:
-    """Runs scripts on one Redis connection; threads may share it. ``timeout`` seconds bound each wait for the socket."""
+    """Runs scripts on one Redis connection; threads may share it. ``timeout`` seconds bound each wait for it."""
 
     def __init__(self, url: str, *, timeout: float = 0.5) -> None:
         self._pool = redis.ConnectionPool.from_url(
@@ -67,7 +67,7 @@ class Wire:
 
     def _send(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
         if self._connection is None:
-            connection = self._pool.make_connection()
+            connection: Any = self._pool.make_connection()
             connection.connect()
             self._connection = connection
             self._load()

@@ -304,7 +304,7 @@ class Gate:
                 self._end(held, GIVEN_BACK)
 
     def pool_ended(self) -> None:
-        """The pool has stopped: give back what it never started, or what its dead processes cannot have gone on with."""
+        """The pool has stopped: give back what it never started, or what cannot go on in its dead processes."""
         self.close()
         for held in self._lane.held():
             if held.end is None and self._intake.over_for_sure(held.request):
@@ -319,7 +319,7 @@ class Gate:
         return not self._unsettled
 
     def _give_back_dropped(self) -> None:
-        """A reconnect made Celery drop, without a word, jobs that no process had accepted and requests in its timers."""
+        """At a reconnect Celery drops, without a word, jobs that no process had accepted and requests in timers."""
         waiting = {*self._granted, *(request.held for request in self._ready)}
         for held in self._lane.held():
             if held.end is None and held not in waiting and self._intake.dropped(held):

@@ -133,7 +133,8 @@ class Intake:
         if end.outcome == "retry":
             return self._retry(request, end.retry)
         recorded = task is None or task.dead_letter
-        return end.settle_as(about, recorded=recorded)
+        ending: Ending = end.settle_as(about, recorded=recorded)
+        return ending
 
     def _retry(self, request: Any, asked: Mapping[str, Any]) -> Ending:
         if not asked:
@@ -180,7 +181,7 @@ class Intake:
         return self._in_processes and request.worker_pid is not None and _is_child(request.worker_pid)
 
     def dropped(self, held: Held) -> bool:
-        """Whether Celery has dropped a request at a reconnect: in a timer, or a job that no process had accepted (F7)."""
+        """Whether Celery dropped a request at a reconnect: in a timer, or a job that no process had accepted (F7)."""
         request = held.request
         if not held.dispatched:
             return request is None or request not in state.reserved_requests

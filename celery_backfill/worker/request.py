@@ -16,6 +16,7 @@ from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr
 
 from .ends import DONE, End, Reason, dead, end_of_exception, end_of_report
+from .target import unwrapped
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -46,7 +47,7 @@ class LeasedRequest(Request):  # type: ignore[misc]
         self.on_success((failed, retval, runtime))
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        exc = unwrapped(exc_info.exception)
         self.killed = self.killed or isinstance(exc, TimeLimitExceeded)
         if self.end is None:
             self.end = end_of_exception(exc, exc_info.traceback)

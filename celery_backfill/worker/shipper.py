@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from ..deadletters.connections import LetterRefusedError
 from ..deadletters.record import Fact, Failure, parse
+from ..errors import LetterRefusedError
 from ..events import emit
 
 Entry = tuple[bytes, dict[bytes, bytes]]

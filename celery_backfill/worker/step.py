@@ -9,6 +9,8 @@ from uuid import uuid4
 
 from celery import bootsteps
 
+from ..deadletters.store import Letters
+from ..leases.outbox import Outbox
 from ..leases.store import LeaseStore
 from ..leases.wire import Wire
 from ..settings import Settings
@@ -18,10 +20,12 @@ from .heartbeat import Heartbeat
 from .intake import Intake
 from .lane import Lane
 from .request import LeasedRequest
+from .shipper import Shipper
 from .slots import CountedSlots, SemaphoreSlots, Slots
 from .wakers import LoopWaker, ThreadWaker
 
 SETTLE_AT_END_SECONDS = 5.0
+SHIP_AT_END_SECONDS = 5.0
 
 
 class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -61,12 +65,18 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             tasks=tuple(task.name for task in tasks),
             lease_seconds=min(task.lease_seconds or settings.lease_seconds for task in tasks),
         )
+        self.shipper = Shipper(
+            outbox=Outbox.at(settings.redis_url, settings.namespace),
+            letters=Letters.at(settings.postgres_url),
+            reader=name,
+        )
         # Renewals go on until the pool has drained, however it is stopped.
         pool.stop = _followed_by(pool.stop, self._pool_ended)
         pool.terminate = _followed_by(pool.terminate, self._pool_ended)
 
     def start(self, worker: Any) -> None:
         self.heartbeat.start()
+        self.shipper.start()
         if not worker.hub:
             self.waker.register()
 
@@ -90,6 +100,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         while not self.gate.settle_rest() and monotonic() < until:
             sleep(0.2)
         self.heartbeat.stop()
+        self.shipper.stop(SHIP_AT_END_SECONDS)
         self.waker.close()
         for wire in self.wires:
             wire.close()

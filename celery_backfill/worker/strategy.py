@@ -15,7 +15,7 @@ from .target import run_leased
 
 
 def gated(task: Any, app: Any, consumer: Any) -> Any:
-    """``Task.Strategy`` of BackfillTask: messages go through the gate; Celery's default for tasks that are not leased."""
+    """``Task.Strategy`` of BackfillTask: messages go through the gate, or as ever where it is not leased."""
     gate: Gate | None = getattr(consumer.controller, "backfill_gate", None)
     if gate is None or not task.is_leased:
         return default(task, app, consumer)
@@ -74,7 +74,14 @@ class GatedPool:
         return getattr(self._pool, name)
 
     def apply_async(self, trace: Any, args: Any, callback: Any, **options: Any) -> Any:
-        """Run ``trace`` inside our target."""
+        """Run ``trace`` inside our target. From here on the slot is the pool's, until the run has ended."""
         request = callback.__self__
-        lease = (request.held.attempt, request.held.token)
-        return self._pool.apply_async(run_leased, args=(lease, trace, *args), callback=request.on_result, **options)
+        held = request.held
+        held.dispatched = True
+        try:
+            return self._pool.apply_async(
+                run_leased, args=((held.attempt, held.token), trace, *args), callback=request.on_result, **options
+            )
+        except BaseException:
+            held.dispatched = False
+            raise

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import current_app
 from celery.exceptions import Ignore, Reject, Retry
-from kombu.utils.encoding import safe_str
+from celery.utils.serialization import UnpickleableExceptionWrapper
+from kombu.utils.encoding import safe_repr, safe_str
 
 from ..run import Lease, Run, running
 from ..task import BackfillTask
@@ -44,7 +45,7 @@ def _report(run: Run, failed: int, result: Any, name: str) -> dict[str, Any] | N
         return {"retry": asked}
     if not failed:
         return None
-    exc = getattr(result.exception, "exc", result.exception)
+    exc = unwrapped(result.exception)
     if isinstance(exc, Ignore | Reject | Retry):
         return None
     return {"failure": describe(_reason(run, exc, name), exc, result.traceback)}
@@ -57,15 +58,34 @@ def _reason(run: Run, exc: BaseException, name: str) -> str:
     return "exhausted" if run.retries_exhausted else "failed"
 
 
+def unwrapped(exc: Any) -> BaseException:
+    """The task's own exception: before pickling, billiard keeps it in a wrapper. A ``Retry`` has an ``exc`` too."""
+    own: BaseException = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    return own
+
+
 def describe(reason: str, exc: BaseException, traceback: str) -> dict[str, Any]:
     """A failure in words, bounded, whatever the exception's own methods do."""
-    cls = type(exc)
     return {
         "reason": str(reason),
-        "exception_type": cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}",
-        "exception_message": cut(safe_str(exc)),
+        "exception_type": _type_name(exc),
+        "exception_message": cut(_text(exc)),
         "traceback": cut(safe_str(traceback)),
     }
+
+
+def _type_name(exc: BaseException) -> str:
+    if isinstance(exc, UnpickleableExceptionWrapper):
+        return f"{exc.exc_module}.{exc.exc_cls_name}"
+    cls = type(exc)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:
+        return str(safe_repr(exc))
 
 
 def cut(text: str) -> str:

@@ -1,16 +1,17 @@
 -- The answers of admit, claim and settle, kept under the nonce of the call.
 
--- How many of these queues have something that may run now.
+-- Whether one of these queues has something that may run now: 1 or 0.
 local function runnable(queues)
-  local count = 0
-  for _, queue in ipairs(queues) do count = count + redis.call('EXISTS', P .. 't:' .. queue) end
-  return count
+  for _, queue in ipairs(queues) do
+    if redis.call('EXISTS', P .. 't:' .. queue) == 1 then return 1 end
+  end
+  return 0
 end
 
 -- The answer of admit, claim and settle, where a grant is five values: attempt, token, task, stalls, message.
 -- A grant that is no longer that token's is left out: a repeat tells what still holds.
-local function answer(status, token, more, grants)
-  local whole = {status, token, next_due(), more}
+local function answer(status, token, due, more, grants)
+  local whole = {status, token, due, more}
   for i = 1, #grants, 2 do
     local record = redis.call('HMGET', P .. 'a:' .. grants[i], 'token', 'task', 'stalls', 'message')
     if record[1] == grants[i + 1] then
@@ -24,18 +25,17 @@ end
 
 -- Answer, and keep the answer in short under the call's nonce (F1). A worker may send two calls in one go, so the last
 -- two are kept. Nothing in a status or a token needs JSON; only grants do.
-local function conclude(worker, nonce, status, token, queues, grants)
-  local more = runnable(queues)
+local function conclude(worker, nonce, status, token, due, more, grants)
   local short = grants[1] and cjson.encode(grants) or ''
   local place = nonce % 2
   redis.call('HSET', P .. 'r:' .. worker, 'n' .. place, nonce,
     'answer' .. place, status .. ' ' .. token .. ' ' .. more .. ' ' .. short)
-  return answer(status, token, more, grants)
+  return answer(status, token, due, more, grants)
 end
 
 local function kept_answer(text)
   local status, token, more, short = string.match(text, '^(%u+) (%d+) (%d+) (.*)$')
-  return answer(status, token, tonumber(more), short ~= '' and cjson.decode(short) or {})
+  return answer(status, token, next_due(), tonumber(more), short ~= '' and cjson.decode(short) or {})
 end
 
 -- A call that was already answered gets that answer; one older than the last answered changes nothing. Otherwise nil,

@@ -124,10 +124,10 @@ local function forget(attempt, dedupe)
   if dedupe ~= '0' then redis.call('SET', P .. 'd:' .. attempt, '1', 'PX', dedupe) end
 end
 
--- A letter for PostgreSQL; `id` names the failure, so that shipping it twice is one.
-local function to_outbox(kind, id, attempt, letter)
+-- A letter for PostgreSQL; its id names the run that ended, so that shipping it twice is one.
+local function to_outbox(kind, attempt, token, letter)
   local record = redis.call('HMGET', P .. 'a:' .. attempt, 'message', 'stalls', 'queue')
-  redis.call('XADD', P .. 'outbox', '*', 'kind', kind, 'id', id, 'at', string.format('%.0f', now),
+  redis.call('XADD', P .. 'outbox', '*', 'kind', kind, 'id', attempt .. ':' .. token, 'at', string.format('%.0f', now),
     'message', record[1] or '', 'stalls', record[2] or '0', 'queue', record[3] or '', 'letter', letter)
 end
 

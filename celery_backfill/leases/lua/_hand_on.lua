@@ -29,11 +29,15 @@ local function first_known(worker, queue, key)
   end
 end
 
--- Up to `want` attempts of these queues for a worker; the keys take turns.
+-- Up to `want` attempts of these queues for a worker; the keys take turns. Also when something scheduled is due next.
 local function hand_on(worker, nonce, want, queues)
   local grants = {}
   local passed, looks = {}, 0
-  if next_due() == 0 then promote() end
+  local due = next_due()
+  if due == 0 and want > 0 then
+    promote()
+    due = next_due()
+  end
   while #grants < 2 * want and looks < want + LOOK_PAST do
     looks = looks + 1
     local queue, key, turn
@@ -56,6 +60,6 @@ local function hand_on(worker, nonce, want, queues)
       passed[queue] = (passed[queue] or 0) + 1
     end
   end
-  return grants
+  return grants, due
 end
 

@@ -9,27 +9,33 @@
 --       8 limits  9 lease ms  10 max stalls  11 ms to remember it once settled  12 task  13 task id
 --       14 message, or "" to take the broker's own copy  15 "1" if its final failure is to be recorded
 --       16 "1" if it shares its slot with the call before: where that one granted something, nothing is done
--- Answer  {RUN, token, next due, runnable} | {BLOCKED, ...} | {DUPLICATE, ...} known already
+-- Answer  {RUN, token, -1, 0} | {BLOCKED, "0", -1, runnable}
+--         | {DUPLICATE, ...} known already, or the repeat of a call whose lease is over
 --         | {LATER, ...} the slot is taken | {GONE, ...} the broker has given the message to someone else | {OLD, ...}
 local worker, nonce, attempt, tag, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 local repeated, granted = answered(worker, nonce)
-if repeated then return repeated end
-if granted and ARGV[16] == '1' then return conclude(worker, nonce, 'LATER', '0', {queue}, {}) end
+if repeated then
+  -- A lease that was lost meanwhile is not started on: a repeat tells what still holds.
+  if repeated[1] == 'RUN' and redis.call('HGET', P .. 'a:' .. attempt, 'token') ~= repeated[2] then
+    repeated[1], repeated[2] = 'DUPLICATE', '0'
+  end
+  return repeated
+end
+if granted and ARGV[16] == '1' then return conclude(worker, nonce, 'LATER', '0', -1, 1, {}) end
 
 local message = ARGV[14]
 if tag ~= '' then
   local copy = redis.call('HGET', KEYS[3], tag)
-  if not copy or not redis.call('ZSCORE', KEYS[2], tag) then
-    return conclude(worker, nonce, 'GONE', '0', {queue}, {})
+  if not copy or redis.call('ZREM', KEYS[2], tag) == 0 then
+    return conclude(worker, nonce, 'GONE', '0', -1, 0, {})
   end
-  redis.call('ZREM', KEYS[2], tag)
   redis.call('HDEL', KEYS[3], tag)
   if message == '' then message = copy end
 end
 
 if redis.call('EXISTS', P .. 'a:' .. attempt, P .. 'd:' .. attempt) > 0 then
-  return conclude(worker, nonce, 'DUPLICATE', '0', {queue}, {})
+  return conclude(worker, nonce, 'DUPLICATE', '0', -1, 0, {})
 end
 
 local limits, rank, lease = limits_of(ARGV[8]), tonumber(ARGV[7]), tonumber(ARGV[9])
@@ -45,7 +51,7 @@ local behind_others = limits[1] and redis.call('EXISTS', line(queue, line_key(li
 if behind_others or full(limits) then
   redis.call('HSET', P .. 'a:' .. attempt, record())
   wait_in_line(attempt, queue, limits, score)
-  return conclude(worker, nonce, 'BLOCKED', '0', {queue}, {})
+  return conclude(worker, nonce, 'BLOCKED', '0', -1, runnable({queue}), {})
 end
 local token = grant(attempt, limits, worker, nonce, lease, record())
-return conclude(worker, nonce, 'RUN', token, {queue}, {})
+return conclude(worker, nonce, 'RUN', token, -1, 0, {})

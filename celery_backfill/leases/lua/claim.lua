@@ -14,4 +14,5 @@ if repeated then return repeated end
 
 local queues = {}
 for i = 5, #ARGV do queues[#queues + 1] = ARGV[i] end
-return conclude(worker, nonce, 'CLAIMED', '0', queues, hand_on(worker, nonce, tonumber(ARGV[4]), queues))
+local grants, due = hand_on(worker, nonce, tonumber(ARGV[4]), queues)
+return conclude(worker, nonce, 'CLAIMED', '0', due, runnable(queues), grants)

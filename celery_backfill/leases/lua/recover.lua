@@ -24,7 +24,7 @@ for _, attempt in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now,
   local stalls = redis.call('HINCRBY', P .. 'a:' .. attempt, 'stalls', 1)
   if stalls > tonumber(record[7]) then
     verdict = 'POISON'
-    if record[9] == '1' then to_outbox('failed', record[8], attempt, poison_letter(record, stalls)) end
+    if record[9] == '1' then to_outbox('failed', attempt, record[8], poison_letter(record, stalls)) end
     forget(attempt, record[10])
   else
     wait_in_line(attempt, record[3], limits, record[6])

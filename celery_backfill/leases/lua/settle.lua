@@ -46,7 +46,7 @@ else
   end
   if outcome == 'done' or outcome == 'dead' then
     if ARGV[11] ~= '' then
-      to_outbox(outcome == 'dead' and 'failed' or 'resolved', token, attempt, ARGV[11])
+      to_outbox(outcome == 'dead' and 'failed' or 'resolved', attempt, token, ARGV[11])
     end
     forget(attempt, record[8])
   end
@@ -54,4 +54,5 @@ end
 
 local queues = {}
 for i = 13, #ARGV do queues[#queues + 1] = ARGV[i] end
-return conclude(worker, nonce, status, '0', queues, hand_on(worker, nonce, tonumber(ARGV[12]), queues))
+local grants, due = hand_on(worker, nonce, tonumber(ARGV[12]), queues)
+return conclude(worker, nonce, status, '0', due, runnable(queues), grants)

@@ -1,0 +1,2 @@
+-- How many letters are in each state. Returns state, count.
+SELECT state, count(*) FROM backfill_letters GROUP BY state
