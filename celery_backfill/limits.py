@@ -47,7 +47,11 @@ def check_key(key: Any) -> str:
     """The key, when it can be one: text that is not empty and at most 1,024 bytes. Raises ``InvalidKeyError``."""
     if not isinstance(key, str) or not key:
         raise InvalidKeyError(f"a concurrency key must be text and not empty, not {key!r}")
-    if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidKeyError(f"a concurrency key must be text that UTF-8 can write, not {key!r}") from error
+    if size > MAX_KEY_BYTES:
         raise InvalidKeyError(f"a concurrency key may have {MAX_KEY_BYTES} bytes at the most; hash longer ones")
     return key
 

@@ -21,7 +21,6 @@ from .script import ALL, Script
 Value = str | bytes | int | float
 
 LOST = (RedisConnectionError, RedisTimeoutError, OSError)
-NOT_NOW = ("OOM", "LOADING", "READONLY", "MASTERDOWN", "BUSY")
 
 
 class ScriptCall(NamedTuple):
@@ -45,7 +44,7 @@ class Wire:
     def run(self, *calls: ScriptCall) -> list[Any]:
         """The scripts' answers, in order; all are sent before the first answer is read.
 
-        Raises ``StoreUnavailableError`` when two tries got no answer, or the server cannot run scripts now.
+        Raises ``StoreUnavailableError`` when two tries got no answer, or the server refused (it is loading, full, ...).
         """
         commands = [("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments) for call in calls]
         with self._lock:
@@ -77,10 +76,10 @@ class Wire:
             # All were loaded together, so none of these ran.
             self._load()
             return self._exchange(commands)
-        except RedisError as error:
-            if str(error).startswith(NOT_NOW):
-                raise StoreUnavailableError(f"Redis cannot run scripts now: {error}") from error
+        except LOST:
             raise
+        except RedisError as error:
+            raise StoreUnavailableError(f"Redis refused: {error}") from error
 
     def _load(self) -> None:
         self._exchange([("SCRIPT", "LOAD", script.text) for script in ALL])

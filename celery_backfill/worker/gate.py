@@ -18,7 +18,7 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state
 
 from ..errors import InvalidKeyError, StoreUnavailableError
-from ..events import emit
+from ..events import emit, logger
 from ..leases.store import Admission, Answer
 from .ends import GIVEN_BACK, End, Reason, dead
 from .intake import Intake
@@ -181,6 +181,9 @@ class Gate:
             busy = all(self._step() for _ in range(STEPS_A_DRAIN))
             if not busy:
                 self._slots.rest()
+        except Exception:
+            busy = False
+            logger.exception("the gate failed once; it goes on")
         finally:
             self._drain_lock.release()
         if busy or self._drain_again:
@@ -223,7 +226,7 @@ class Gate:
             return False
         self._admitted(request, new, answer, held)
         if held is not None and refused is not None:
-            self._ready.pop()
+            self._ready.remove(request)
             request.fail_unstarted(refused, Reason.INVALID)
         return True
 
@@ -235,12 +238,12 @@ class Gate:
             self._slots.give_back()
             return
         self._intake.acknowledge(request, acked=bool(new.delivery_tag))
+        self._brokers_turn = False
         if held is None:
             self._slots.give_back()
             state.task_ready(request)
             return
         held.request, request.held = request, held
-        self._brokers_turn = False
         self._ready.append(request)
 
     def _claim(self) -> bool:

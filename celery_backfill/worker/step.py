@@ -10,6 +10,7 @@ from uuid import uuid4
 from celery import bootsteps
 
 from ..deadletters.store import Letters
+from ..errors import ConfigurationError
 from ..leases.outbox import Outbox
 from ..leases.store import LeaseStore
 from ..leases.wire import Wire
@@ -41,12 +42,15 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return bool(_leased_tasks(worker.app))
 
     def create(self, worker: Any) -> None:
-        """Compose everything. Raises ``ConfigurationError`` for settings or declarations that cannot work."""
+        """Compose everything. Settings or declarations that cannot work end the worker with a line that says why."""
         app, pool = worker.app, worker.pool
-        settings = Settings.of_app(app)
         tasks = _leased_tasks(app)
-        for task in tasks:
-            task.check_declaration()
+        try:
+            settings = Settings.of_app(app)
+            for task in tasks:
+                task.check_declaration()
+        except ConfigurationError as error:
+            raise SystemExit(f"celery_backfill cannot start: {error}") from error
         name = f"{worker.hostname}/{uuid4().hex[:8]}"
         self.waker = LoopWaker(worker.hub, self._drain) if worker.hub else ThreadWaker(self._drain)
         self.wires = (Wire(settings.redis_url), Wire(settings.redis_url))
