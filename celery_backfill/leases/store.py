@@ -133,18 +133,30 @@ class LeaseStore:
         """``SETTLED``, ``STALE`` (not this token's any more: nothing changed), ``POISON`` or ``OLD``; with grants."""
         return _answer(*self._wire.run(self._settlement(call, attempt, token, ending, want, queues)))
 
-    def settle_and_admit(
-        self, call: Call, attempt: str, token: int, ending: Ending, new: Admission, *, want: int, queues: Sequence[str]
-    ) -> tuple[Answer, Answer]:
-        """``settle``, then ``admit`` under the next nonce, in one round trip.
+    def send_settlement(
+        self,
+        call: Call,
+        attempt: str,
+        token: int,
+        ending: Ending,
+        *,
+        want: int,
+        queues: Sequence[str],
+        following: Admission | None,
+    ) -> None:
+        """Send ``settle`` and, under the next nonce, ``admit`` of a following attempt; answered by the next method.
 
-        A new attempt that ``shares_slot`` is answered ``LATER``, and nothing done, where settling granted something.
+        One that ``shares_slot`` is answered ``LATER``, and nothing done, where settling granted something.
         """
-        settled, admitted = self._wire.run(
-            self._settlement(call, attempt, token, ending, want, queues),
-            self._admission(Call(call.worker, call.nonce + 1), new),
-        )
-        return _answer(settled), _answer(admitted)
+        calls = [self._settlement(call, attempt, token, ending, want, queues)]
+        if following is not None:
+            calls.append(self._admission(Call(call.worker, call.nonce + 1), following))
+        self._wire.send(*calls)
+
+    def receive_settlement(self) -> tuple[Answer, Answer | None]:
+        """The answers to the first of the settlements under way: to ``settle``, and to ``admit`` if there was one."""
+        settled, *admitted = self._wire.receive()
+        return _answer(settled), _answer(admitted[0]) if admitted else None
 
     def claim(self, call: Call, want: int, queues: Sequence[str]) -> Answer:
         """``CLAIMED`` with up to ``want`` grants, or ``OLD``."""

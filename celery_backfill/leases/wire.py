@@ -6,8 +6,8 @@ pooled client adds to each call is most of what a call costs here.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any, NamedTuple
 
 import redis
@@ -20,7 +20,10 @@ from .script import ALL, Script
 
 Value = str | bytes | int | float
 
-LOST = (RedisConnectionError, RedisTimeoutError, OSError)
+Command = tuple[Value, ...]
+
+# A server without our scripts counts as a lost connection: nothing ran, and connecting loads them all.
+LOST = (RedisConnectionError, RedisTimeoutError, OSError, NoScriptError)
 
 
 class ScriptCall(NamedTuple):
@@ -32,67 +35,89 @@ class ScriptCall(NamedTuple):
 
 
 class Wire:
-    """Runs scripts on one Redis connection; threads may share it. ``timeout`` seconds bound each wait for it."""
+    """Runs scripts on one Redis connection. ``timeout`` seconds bound each wait for it. For one thread at a time."""
 
     def __init__(self, url: str, *, timeout: float = 0.5) -> None:
         self._pool = redis.ConnectionPool.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, client_name="celery_backfill"
         )
         self._connection: Any = None
-        self._lock = Lock()
+        self._in_flight: deque[list[Command]] = deque()
 
     def run(self, *calls: ScriptCall) -> list[Any]:
-        """The scripts' answers, in order; all are sent before the first answer is read.
+        """The scripts' answers, in order; all are sent before the first answer is read. Raises as ``receive`` does."""
+        self.send(*calls)
+        return self.receive()
 
-        Raises ``StoreUnavailableError`` when two tries got no answer, or the server refused (it is loading, full, ...).
+    def send(self, *calls: ScriptCall) -> None:
+        """Send calls now and ``receive`` their answers later. What went wrong is told by ``receive``."""
+        commands: list[Command] = [
+            ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments) for call in calls
+        ]
+        try:
+            if self._connection is None:
+                self._connect()
+            self._write(commands)
+        except LOST:
+            self._drop()
+        finally:
+            self._in_flight.append(commands)
+
+    def receive(self) -> list[Any]:
+        """The answers of what was sent first of all that is under way.
+
+        Raises ``StoreUnavailableError`` when two tries got no answer, or the server refused (it is loading, full, ...);
+        whatever else is under way is forgotten then.
         """
-        commands = [("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments) for call in calls]
-        with self._lock:
-            try:
-                return self._send(commands)
-            except LOST:
-                self._drop()
-            try:
-                return self._send(commands)
-            except LOST as error:
-                self._drop()
-                names = " and ".join(call.script.name for call in calls)
-                raise StoreUnavailableError(f"no answer from Redis to {names}: {error}") from error
+        try:
+            answers = self._receive()
+        except StoreUnavailableError:
+            self._in_flight.clear()
+            raise
+        self._in_flight.popleft()
+        return answers
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        with self._lock:
-            self._drop()
+        self._in_flight.clear()
+        self._drop()
 
-    def _send(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
-        if self._connection is None:
-            connection: Any = self._pool.make_connection()
-            connection.connect()
-            self._connection = connection
-            self._load()
+    def _receive(self) -> list[Any]:
         try:
-            return self._exchange(commands)
-        except NoScriptError:
-            # All were loaded together, so none of these ran.
-            self._load()
-            return self._exchange(commands)
+            if self._connection is not None:
+                return self._answers()
         except LOST:
-            raise
-        except RedisError as error:
-            raise StoreUnavailableError(f"Redis refused: {error}") from error
+            self._drop()
+        try:
+            self._connect()
+            self._write([command for commands in self._in_flight for command in commands])
+            return self._answers()
+        except LOST as error:
+            self._drop()
+            raise StoreUnavailableError(f"no answer from Redis: {error}") from error
 
-    def _load(self) -> None:
-        self._exchange([("SCRIPT", "LOAD", script.text) for script in ALL])
+    def _answers(self) -> list[Any]:
+        answers = [_read(self._connection) for _ in self._in_flight[0]]
+        refusal = next((answer for answer in answers if isinstance(answer, RedisError)), None)
+        if refusal is None:
+            return answers
+        # The server's script cache was dropped, or it refuses: a new connection loads the scripts anew.
+        self._drop()
+        if isinstance(refusal, NoScriptError):
+            raise refusal
+        raise StoreUnavailableError(f"Redis refused: {refusal}") from refusal
 
-    def _exchange(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
-        connection = self._connection
-        packed = [part for command in commands for part in connection.pack_command(*command)]
-        connection.send_packed_command(packed if len(commands) == 1 else [b"".join(packed)], check_health=False)
-        answers = [_read(connection) for _ in commands]
-        for answer in answers:
-            if isinstance(answer, RedisError):
-                raise answer
-        return answers
+    def _connect(self) -> None:
+        connection: Any = self._pool.make_connection()
+        connection.connect()
+        self._connection = connection
+        self._write([("SCRIPT", "LOAD", script.text) for script in ALL])
+        for _ in ALL:
+            connection.read_response()
+
+    def _write(self, commands: Sequence[Command]) -> None:
+        packed = b"".join(part for command in commands for part in self._connection.pack_command(*command))
+        self._connection.send_packed_command([packed], check_health=False)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -104,6 +129,8 @@ def _read(connection: Any) -> Any:
     """One answer; an error that the server answered is returned, so that the answers after it are read too."""
     try:
         return connection.read_response()
+    except NoScriptError as error:
+        return error
     except LOST:
         raise
     except RedisError as error:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.exceptions import TaskRevokedError, WorkerLostError
 from celery.worker import state
@@ -22,15 +22,26 @@ from ..events import emit, logger
 from ..leases.store import Admission, Answer
 from .ends import GIVEN_BACK, End, Reason, dead
 from .intake import Intake
-from .lane import Held, Lane
+from .lane import Held, Lane, Settlement
 from .slots import Slots
 
 STEPS_A_DRAIN = 100
 UNANSWERED = ("OLD", "LATER")
 
 
+class _Settling(NamedTuple):
+    """A settlement under way: its lease, whether a slot is in hand for what it brings, and the message that follows."""
+
+    held: Held
+    slot: bool
+    following: tuple[Any, Admission] | None
+
+
 class Gate:
-    """One worker's gate. ``wake`` has ``drain`` called soon, from any thread; ``due`` is told of what is scheduled."""
+    """One worker's gate. ``wake`` has ``drain`` called soon, from any thread; ``due`` is told of what is scheduled.
+
+    With ``defers``, where all ends come in the event loop's own thread, a settlement's answer is awaited by ``drain``.
+    """
 
     def __init__(
         self,
@@ -41,9 +52,11 @@ class Gate:
         pool: Any,
         wake: Callable[[], None],
         due: Callable[[float], None],
+        defers: bool = False,
     ) -> None:
         self._lane, self._slots, self._intake, self._pool = lane, slots, intake, pool
-        self._wake, self._due = wake, due
+        self._wake, self._due, self._defers = wake, due, defers
+        self._settling: deque[_Settling] = deque()
         self._line: deque[Any] = deque()
         self._granted: deque[Held] = deque()
         self._ready: deque[Any] = deque()
@@ -120,30 +133,46 @@ class Gate:
         slot = not self.closing and self._slots.reserve()
         following = self._next_in_line() if slot else None
         want = int(slot and not (following and self._brokers_turn))
-        ending, queues = self._intake.ending(held), self._intake.queues
+        new = replace(following[1], shares_slot=True) if following else None
+        step = _Settling(held, slot, following)
+        call = (held, self._intake.ending(held), want, self._intake.queues, new)
+        if self._defers and not self.closing:
+            # Redis works on it while the event loop goes on; drain() gets the answer.
+            self._lane.begin(*call)
+            self._settling.append(step)
+            return
+        self._complete_all()
+        self._conclude(step, lambda: self._lane.settle(*call))
+
+    def _complete_all(self) -> None:
+        while self._settling:
+            self._conclude(self._settling.popleft(), self._lane.complete)
+
+    def _conclude(self, step: _Settling, get: Callable[[], Settlement]) -> None:
         try:
-            if following is None:
-                answer, granted = self._lane.settle(held, ending, want, queues)
-            else:
-                request, new = following
-                answer, granted, admitted, lease = self._lane.settle_and_admit(
-                    held, ending, replace(new, shares_slot=True), want, queues
-                )
+            settlement = get()
         except StoreUnavailableError as error:
-            self._unsettled.append(held)
-            if following is not None:
-                self._line.appendleft(following[0])
-            if slot:
-                self._slots.give_back()
+            for unanswered in (step, *self._settling):
+                self._undo(unanswered)
+            self._settling.clear()
             self._lose_store(error)
             return
-        self._settled(held, answer)
-        if following is not None and not granted:
-            self._admitted(request, new, admitted, lease)
-        else:
-            if following is not None:
-                self._line.appendleft(request)
-            self._take(granted, reserved=int(slot))
+        self._settled(step.held, settlement.answer)
+        granted = settlement.granted
+        if step.following is not None and not granted and settlement.admitted is not None:
+            self._admitted(*step.following, settlement.admitted, settlement.lease)
+            return
+        if step.following is not None:
+            self._line.appendleft(step.following[0])
+        self._take(granted, reserved=int(step.slot))
+
+    def _undo(self, step: _Settling) -> None:
+        """No answer came: settle it again later, and let the message that followed wait again."""
+        self._unsettled.append(step.held)
+        if step.following is not None:
+            self._line.appendleft(step.following[0])
+        if step.slot:
+            self._slots.give_back()
 
     def _next_in_line(self) -> tuple[Any, Admission] | None:
         """The next message of the broker, as an admission; None where there is none, or one that has no valid key."""
@@ -191,6 +220,8 @@ class Gate:
 
     def _step(self) -> bool:
         """One thing to do; False when there is nothing."""
+        if self._settling:
+            self._complete_all()
         if self._ready:
             return self._start(self._ready.popleft())
         if self._granted:
@@ -299,6 +330,7 @@ class Gate:
     def close(self) -> None:
         """Take nothing more, and give back what has not started: it stalls nothing and burns no retry."""
         self.closing = True
+        self._complete_all()
         self._line.clear()
         self._granted.clear()
         self._ready.clear()

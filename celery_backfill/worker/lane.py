@@ -6,11 +6,13 @@ than what was granted by then (F1).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..errors import StoreUnavailableError
 from ..leases.store import Admission, Answer, Call, Ending, Grant, LeaseStore
 
 
@@ -31,6 +33,15 @@ class Held:
         self.lost = False
 
 
+class Settlement(NamedTuple):
+    """The answer to a settled lease: what it handed on, and the answer and lease of the message that followed."""
+
+    answer: Answer
+    granted: list[Held]
+    admitted: Answer | None
+    lease: Held | None
+
+
 class Lane:
     """One worker's calls to the store. Threads may share it; calls go one at a time."""
 
@@ -42,7 +53,9 @@ class Lane:
         self._book: dict[str, Held] = {}
         self._nonce = 0
         self._last_answered = 0
+        #: The highest nonce sent without an answer yet, and which call it was.
         self._in_doubt: tuple[int, Any] | None = None
+        self._begun: deque[tuple[int, Held, Admission | None]] = deque()
 
     def admit(self, new: Admission) -> tuple[Answer, Held | None]:
         """Admit a new attempt; with its lease when it may run."""
@@ -52,33 +65,23 @@ class Lane:
             self._note([held] if held else [])
         return answer, held
 
-    def settle(self, held: Held, ending: Ending, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
-        """Settle a lease; with what may run next."""
+    def settle(
+        self, held: Held, ending: Ending, want: int, queues: Sequence[str], following: Admission | None
+    ) -> Settlement:
+        """Settle a lease and admit the message that follows, in one round trip."""
         with self._calling:
-            answer = self._ask(
-                (held.attempt, held.token),
-                lambda call: self._store.settle(call, held.attempt, held.token, ending, want=want, queues=queues),
-            )
-            granted = _granted(answer)
-            self._note(granted, settled=held)
-        return answer, granted
+            self._send(held, ending, want, queues, following)
+            return self._receive()
 
-    def settle_and_admit(
-        self, held: Held, ending: Ending, new: Admission, want: int, queues: Sequence[str]
-    ) -> tuple[Answer, list[Held], Answer, Held | None]:
-        """``settle`` and ``admit`` in one round trip, for the slot that becomes free."""
+    def begin(self, held: Held, ending: Ending, want: int, queues: Sequence[str], following: Admission | None) -> None:
+        """Begin to ``settle``; ``complete`` gets the answer, in the same order. Nothing else may be asked meanwhile."""
         with self._calling:
-            first = self._next_nonce()
-            self._in_doubt = (first + 1, None)
-            settled, admitted = self._store.settle_and_admit(
-                Call(self._worker, first), held.attempt, held.token, ending, new, want=want, queues=queues
-            )
-            self._in_doubt = None
-            self._nonce = first + 1
-            granted = _granted(settled)
-            new_held = Held(new.attempt, admitted.token) if admitted.status == "RUN" else None
-            self._note([*granted, *([new_held] if new_held else [])], settled=held)
-        return settled, granted, admitted, new_held
+            self._send(held, ending, want, queues, following)
+
+    def complete(self) -> Settlement:
+        """The answer to what was begun first. When it raises, nothing that was begun has an answer."""
+        with self._calling:
+            return self._receive()
 
     def claim(self, want: int, queues: Sequence[str]) -> tuple[Answer, list[Held]]:
         """Ask for what may run now."""
@@ -106,15 +109,44 @@ class Lane:
         with self._book_lock:
             return list(self._book.values())
 
+    def _send(self, held: Held, ending: Ending, want: int, queues: Sequence[str], following: Admission | None) -> None:
+        nonce = self._next_nonce()
+        last = nonce if following is None else nonce + 1
+        self._in_doubt = (last, None)
+        self._begun.append((last, held, following))
+        self._store.send_settlement(
+            Call(self._worker, nonce), held.attempt, held.token, ending,
+            want=want, queues=queues, following=following,
+        )  # fmt: skip
+
+    def _receive(self) -> Settlement:
+        nonce, held, following = self._begun.popleft()
+        try:
+            answer, admitted = self._store.receive_settlement()
+        except StoreUnavailableError:
+            self._begun.clear()
+            raise
+        lease = None
+        if following is not None and admitted is not None and admitted.status == "RUN":
+            lease = Held(following.attempt, admitted.token)
+        granted = _granted(answer)
+        self._answered(nonce)
+        self._note([*granted, *([lease] if lease else [])], settled=held)
+        return Settlement(answer, granted, admitted, lease)
+
     def _ask(self, about: Any, send: Callable[[Call], Answer]) -> Answer:
         """Send a call under its nonce. The same call after one that got no answer goes under that one's nonce."""
         doubted = self._in_doubt
         nonce = doubted[0] if doubted is not None and doubted[1] == about else self._next_nonce()
         self._in_doubt = (nonce, about)
         answer = send(Call(self._worker, nonce))
-        self._in_doubt = None
-        self._nonce = nonce
+        self._answered(nonce)
         return answer
+
+    def _answered(self, nonce: int) -> None:
+        self._nonce = nonce
+        if self._in_doubt is not None and self._in_doubt[0] <= nonce:
+            self._in_doubt = None
 
     def _next_nonce(self) -> int:
         return max(self._nonce, self._in_doubt[0] if self._in_doubt else 0) + 1

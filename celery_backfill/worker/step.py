@@ -61,6 +61,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             pool=pool,
             wake=self.waker,
             due=self._due,
+            defers=_ends_in_loop(worker),
         )
         self.heartbeat = Heartbeat(
             store=LeaseStore(self.wires[1], settings.namespace),
@@ -131,9 +132,14 @@ def _leased_tasks(app: Any) -> list[BackfillTask]:
     return [task for task in app.tasks.values() if isinstance(task, BackfillTask) and task.is_leased]
 
 
+def _ends_in_loop(worker: Any) -> bool:
+    """Whether the pool tells of every end in the event loop's thread, and counts its slots in Celery's semaphore."""
+    return bool(worker.process_task == worker._process_task_sem)
+
+
 def _slots(worker: Any, waker: Callable[[], None]) -> Slots:
     pool = worker.pool
-    if worker.process_task == worker._process_task_sem:
+    if _ends_in_loop(worker):
         return SemaphoreSlots(worker.semaphore, lambda: int(pool.num_processes), waker)
     return CountedSlots(lambda: int(pool.num_processes), _plain_tasks_running(worker.app))
 

@@ -10,7 +10,7 @@
 --       6 outcome: done | retry | dead | stalled | back (given back: it never started)
 --       7 retry: delay ms  8 retry: message or "" for the same  9 retry: limits  10 retry: queue or "" for the same
 --       11 letter (JSON): of dead and of a stalled one over its budget; of done: what it resolves; "" for none
---       12 how many attempts this worker wants next  13... its queues
+--       12 how many attempts this worker wants next (nothing is handed on with back)  13... its queues
 -- Answer  {SETTLED | STALE | POISON, "0", next due, runnable, attempt, token, task, stalls, message, ...} | {OLD, ...}
 local worker, nonce, attempt, token, outcome = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
@@ -52,7 +52,8 @@ else
   end
 end
 
-local queues = {}
+-- F12: who gives back is leaving, or would be handed the same again.
+local want, queues = outcome == 'back' and 0 or tonumber(ARGV[12]), {}
 for i = 13, #ARGV do queues[#queues + 1] = ARGV[i] end
-local grants, due = hand_on(worker, nonce, tonumber(ARGV[12]), queues)
+local grants, due = hand_on(worker, nonce, want, queues)
 return conclude(worker, nonce, status, '0', due, runnable(queues), grants)
