@@ -72,7 +72,7 @@ class Settings:
             dead_letter=_one_of("backfill_dead_letter", given["backfill_dead_letter"], ("all", "backfill")),
             dedupe_seconds=_dedupe_seconds(app, given["backfill_dedupe_seconds"]),
             redact=tuple(str(name).lower() for name in given["backfill_redact"]),
-            broker_is_store=redis_url == broker and not _key_prefix(app),
+            broker_is_store=redis_url == broker and not _has_own_keys(app),
         )
 
 
@@ -84,9 +84,10 @@ def _broker_url(app: Any) -> str:
     return url
 
 
-def _key_prefix(app: Any) -> str:
+def _has_own_keys(app: Any) -> bool:
+    """Whether the broker keeps its unacked messages elsewhere than where kombu does by default."""
     options = app.conf.broker_transport_options or {}
-    return str(options.get("global_keyprefix") or "")
+    return any(options.get(name) for name in ("global_keyprefix", "unacked_key", "unacked_index_key"))
 
 
 def _redis_url(given: Any, broker: str) -> str:

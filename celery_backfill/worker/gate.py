@@ -331,7 +331,11 @@ class Gate:
         """Take nothing more, and give back what has not started: it stalls nothing and burns no retry."""
         self.closing = True
         self._complete_all()
-        self._line.clear()
+        while self._line:
+            # Celery itself keeps what was prefetched until the last task has ended.
+            request = self._line.popleft()
+            request.reject(requeue=True)
+            state.task_ready(request)
         self._granted.clear()
         self._ready.clear()
         for held in self._lane.held():

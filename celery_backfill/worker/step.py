@@ -11,15 +11,18 @@ from celery import bootsteps
 
 from ..deadletters.store import Letters
 from ..errors import ConfigurationError
+from ..events import emit
 from ..leases.outbox import Outbox
 from ..leases.store import LeaseStore
 from ..leases.wire import Wire
 from ..settings import Settings
 from ..task import BackfillTask
+from .flush import keep_written_jobs
 from .gate import Gate
 from .heartbeat import Heartbeat
 from .intake import Intake
 from .lane import Lane
+from .prefetch import count_running
 from .request import LeasedRequest
 from .shipper import Shipper
 from .slots import CountedSlots, SemaphoreSlots, Slots
@@ -75,13 +78,20 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             letters=Letters.at(settings.postgres_url),
             reader=name,
         )
+        self.about = {
+            "leased_tasks": len(tasks),
+            "lease_seconds": settings.lease_seconds,
+            "dedupe_seconds": settings.dedupe_seconds,
+        }
         # Renewals go on until the pool has drained, however it is stopped.
         pool.stop = _followed_by(pool.stop, self._pool_ended)
         pool.terminate = _followed_by(pool.terminate, self._pool_ended)
 
     def start(self, worker: Any) -> None:
+        keep_written_jobs(worker.pool)
         self.heartbeat.start()
         self.shipper.start()
+        emit("gate_ready", worker=worker.hostname, acks="a leased task is acked when the store has it", **self.about)
         if not worker.hub:
             self.waker.register()
 
@@ -120,6 +130,7 @@ class LinkStep(bootsteps.StartStopStep):  # type: ignore[misc]
         gate: Gate | None = getattr(consumer.controller, "backfill_gate", None)
         if gate is not None:
             gate.attach(consumer)
+            count_running(consumer, lambda: len(gate.snapshot()[1]))
 
 
 def add_steps(app: Any) -> None:

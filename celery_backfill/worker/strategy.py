@@ -8,7 +8,6 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.consumer import Consumer
 from celery.worker.strategy import default
 
-from ..events import emit
 from .gate import Gate
 from .request import LeasedRequest
 from .target import run_leased
@@ -30,9 +29,7 @@ def gated(task: Any, app: Any, consumer: Any) -> Any:
 
 
 def _own_delivery(task: Any) -> None:
-    """Celery's settings of when a broker's message is acked mean nothing under a lease: say so where they differ."""
-    if not task.acks_late:
-        emit("acks_late_ignored", 30, task=task.name, why="a leased task is acked when the store has it")
+    """Celery's settings of when a broker's message is acked mean nothing under a lease; the worker's start says so."""
     task.acks_late = True
     task.reject_on_worker_lost = True
     for name in ("acks_on_failure", "acks_on_timeout", "acks_on_failure_or_timeout"):
