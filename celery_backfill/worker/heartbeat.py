@@ -24,7 +24,7 @@ class Leaseholder(Protocol):
     """What the heartbeat keeps alive: the gate and its book, as far as the heartbeat needs them."""
 
     def snapshot(self) -> tuple[int, list[tuple[str, int]]]: ...
-    def lost(self, attempts: list[str]) -> None: ...
+    def lost(self, leases: list[tuple[str, int]]) -> None: ...
     def tick(self) -> None: ...
     def back(self) -> None: ...
     @property
@@ -87,7 +87,8 @@ class Heartbeat:
         if not known:
             self._store.register(self._worker, self._tasks)
         if lost:
-            self._holder.lost(lost)
+            tokens = dict(held)
+            self._holder.lost([(attempt, tokens[attempt]) for attempt in lost])
 
     def _recover(self) -> float | None:
         due_in, recovered = self._store.recover()

@@ -96,10 +96,17 @@ class Lane:
         with self._book_lock:
             return self._last_answered, [(held.attempt, held.token) for held in self._book.values()]
 
-    def mark_lost(self, attempts: Sequence[str]) -> list[Held]:
-        """Those of the attempts that are still in the book, marked as lost now if they were not before."""
+    def mark_lost(self, leases: Sequence[tuple[str, int]]) -> list[Held]:
+        """Those of the (attempt, token) leases still in the book, marked as lost now if they were not before.
+
+        The worker may have got the same attempt again, under a new token, since it named the old one.
+        """
         with self._book_lock:
-            found = [held for name in attempts if (held := self._book.get(name)) is not None and not held.lost]
+            found = [
+                held
+                for name, token in leases
+                if (held := self._book.get(name)) is not None and held.token == token and not held.lost
+            ]
             for held in found:
                 held.lost = True
             return found
