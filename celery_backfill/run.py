@@ -43,6 +43,8 @@ class Run:
     lease: Lease
     retry: RetryAsked | None = None
     retries_exhausted: bool = False
+    #: What the task's code raised: Celery replaces an exception that cannot be pickled.
+    error: Exception | None = None
 
 
 class _Current(local):

@@ -122,6 +122,11 @@ class BackfillTask(Task):  # type: ignore[misc]
             if current_run(self.request) is None or _worker_is_stopping(error):
                 raise
             _raise_ordinary(error)
+        except Exception as error:
+            run = current_run(self.request)
+            if run is not None:
+                run.error = error
+            raise
 
     def _record_retry(self, run: Run, args: Any, kwargs: Any, exc: Any, throw: bool, options: Mapping[str, Any]) -> Any:
         recorder = RetryRecorder(self.app)

@@ -119,9 +119,9 @@ class Gate:
         else:
             self._settle(held)
 
-    def lost(self, attempts: Sequence[str]) -> None:
-        """Leases that a renewal found lost: another run has the attempt, or it was settled."""
-        for held in self._lane.mark_lost(attempts):
+    def lost(self, leases: Sequence[tuple[str, int]]) -> None:
+        """(attempt, token) leases that a renewal found lost: another run has the attempt, or it was settled."""
+        for held in self._lane.mark_lost(leases):
             if held.end is None:
                 emit("lease_lost", logging.WARNING, attempt=held.attempt, token=held.token)
 
@@ -299,7 +299,7 @@ class Gate:
 
     def _feed(self, held: Held) -> bool:
         """Give a stored message to Celery's strategy, which makes its request and offers it to us again."""
-        if self.closing:
+        if self.closing or held.lost:
             self._end(held, GIVEN_BACK)
             return True
         try:
@@ -310,9 +310,9 @@ class Gate:
         return True
 
     def _start(self, request: Any) -> bool:
-        """Run a leased request in the slot in hand."""
+        """Run a leased request in the slot in hand, unless its lease was lost while it waited here."""
         held: Held = request.held
-        if self.closing:
+        if self.closing or held.lost:
             self._end(held, GIVEN_BACK)
             return True
         try:
@@ -332,10 +332,7 @@ class Gate:
         self.closing = True
         self._complete_all()
         while self._line:
-            # Celery itself keeps what was prefetched until the last task has ended.
-            request = self._line.popleft()
-            request.reject(requeue=True)
-            state.task_ready(request)
+            self._intake.give_back(self._line.popleft())
         self._granted.clear()
         self._ready.clear()
         for held in self._lane.held():

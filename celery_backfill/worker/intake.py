@@ -75,6 +75,12 @@ class Intake:
             virtual.QoS.ack(message.channel.qos, message.delivery_tag)
             message._state = "ACK"
 
+    def give_back(self, request: Any) -> None:
+        """Return a message that has had no turn to the broker: now, where Celery waits for the last task's end."""
+        request.message.reject_log_error(logger, request.connection_errors, requeue=True)
+        request.acknowledged = True
+        state.task_ready(request)
+
     def queue_of(self, delivery_info: Mapping[str, Any]) -> str:
         """The consumed queue that a message came through; Celery tells only its exchange and routing key (F10)."""
         route = (delivery_info.get("exchange") or "", delivery_info.get("routing_key") or "")
@@ -116,7 +122,6 @@ class Intake:
             delivery_tag=held.attempt,
             accept=self._consumer.task_consumer.accept,
         )
-        held.message = message
         message.held = held
         consumer = self._consumer
         consumer.strategies[held.grant.task](message, None, _no_ack, _no_ack, consumer.on_task_message)

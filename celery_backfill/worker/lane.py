@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock
-from time import monotonic
 from typing import Any, NamedTuple
 
 from ..errors import StoreUnavailableError
@@ -19,15 +18,13 @@ from ..leases.store import Admission, Answer, Call, Ending, Grant, LeaseStore
 class Held:
     """One lease of this worker: from its grant until it is settled."""
 
-    __slots__ = ("attempt", "dispatched", "end", "grant", "granted_at", "lost", "message", "request", "token")
+    __slots__ = ("attempt", "dispatched", "end", "grant", "lost", "request", "token")
 
     def __init__(self, attempt: str, token: int, grant: Grant | None = None) -> None:
         self.attempt = attempt
         self.token = token
         self.grant = grant
-        self.granted_at = monotonic()
         self.request: Any = None
-        self.message: Any = None
         self.end: Any = None
         self.dispatched = False
         self.lost = False

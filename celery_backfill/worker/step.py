@@ -22,7 +22,7 @@ from .gate import Gate
 from .heartbeat import Heartbeat
 from .intake import Intake
 from .lane import Lane
-from .prefetch import count_running
+from .prefetch import count_running, finish_reading
 from .request import LeasedRequest
 from .shipper import Shipper
 from .slots import CountedSlots, SemaphoreSlots, Slots
@@ -99,9 +99,11 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.waker.register()
 
     def stop(self, worker: Any) -> None:
+        finish_reading(worker.consumer)
         self.gate.close()
 
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        self.gate.close()
 
     def _drain(self) -> None:
         self.gate.drain()

@@ -48,7 +48,7 @@ class GatedConsumer:
     def __init__(self, consumer: Any, gate: Gate) -> None:
         self._consumer = consumer
         self.on_task_request = gate.offer
-        self.pool = GatedPool(consumer.pool, gate)
+        self.pool = GatedPool(consumer.pool)
         self._limit_order = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -64,8 +64,8 @@ class GatedConsumer:
 class GatedPool:
     """A pool as Celery's generated request sees it: what it applies runs under the request's lease."""
 
-    def __init__(self, pool: Any, gate: Gate) -> None:
-        self._pool, self._gate = pool, gate
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)

@@ -46,6 +46,8 @@ def _report(run: Run, failed: int, result: Any, name: str) -> dict[str, Any] | N
     if not failed:
         return None
     exc = unwrapped(result.exception)
+    if isinstance(exc, UnpickleableExceptionWrapper) and run.error is not None:
+        exc = run.error
     if isinstance(exc, Ignore | Reject | Retry):
         return None
     return {"failure": describe(_reason(run, exc, name), exc, result.traceback)}

@@ -22,10 +22,10 @@ from click.testing import CliRunner, Result
 import celery_backfill.cli
 from celery_backfill.cli import backfill
 from celery_backfill.deadletters.connections import OneConnection
-from celery_backfill.errors import LettersUnavailableError
 from celery_backfill.deadletters.migrate import migrate
 from celery_backfill.deadletters.requeue import Outcome, Requeue
 from celery_backfill.deadletters.store import Letters
+from celery_backfill.errors import LettersUnavailableError
 from celery_backfill.leases.inspect import Inspector, LeaseView, LimitView
 from celery_backfill.message import Envelope
 from tests.store.entries import failure, message

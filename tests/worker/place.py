@@ -17,14 +17,14 @@ from celery import Celery
 from celery.result import GroupResult
 from psycopg.rows import dict_row
 
-from celery_backfill.leases.inspect import Counts, Inspector
+from celery_backfill.leases.inspect import Inspector
 from tests.waiting import wait_until
 from tests.worker import shop
 from tests.worker.marks import Marks, Run
 from tests.worker.workers import Crew, Worker
 
 BATCH = 500
-NOTHING = Counts(running=0, blocked=0, scheduled=0, outbox=0)
+BINDINGS = "_kombu.binding_deadlines"
 
 
 class Place:
@@ -79,9 +79,7 @@ class Place:
         Options are those of ``Worker``.
         """
         own = json.dumps({**json.loads(self.environ["SHOP_CONF"]), **(conf or {})})
-        return self.crew.start(
-            queues=queues or (self.queue,), environ={"SHOP_CONF": own, **(environ or {})}, **options
-        )
+        return self.crew.start(queues=queues or (self.queue,), environ={"SHOP_CONF": own, **(environ or {})}, **options)
 
     def workers(self, number: int, **options: Any) -> list[Worker]:
         """Start several on the main queue; all ready."""
@@ -112,6 +110,10 @@ class Place:
         wait_until(result.ready, "there is a result", timeout)
         members = result.results if isinstance(result, GroupResult) else None
         return result.get() if members is None else [member.get() for member in members]
+
+    def wait_runs(self, number: int, key: str | None = None, timeout: float = 20.0) -> None:
+        """Until so many runs (of one key) have started."""
+        wait_until(lambda: len(self.marks.runs(key)) >= number, f"{number} have started", timeout)
 
     def wait_started(self, *task_ids: str, timeout: float = 10.0) -> list[Run]:
         """Until all have started; their first runs."""
@@ -217,6 +219,8 @@ class Place:
         if tags := self.unacked():
             self.broker.hdel("unacked", *tags)
             self.broker.zrem("unacked_index", *tags)
+        for name, _ in self.broker.zscan_iter(BINDINGS, match=f"*{self.namespace}*", count=BATCH):
+            self.broker.zrem(BINDINGS, name)
 
 
 Opener = Callable[..., Place]

@@ -41,6 +41,12 @@ class Unpicklable(Exception):
         raise RuntimeError("no words")
 
 
+class UnpicklableForGood(Unpicklable):
+    """Permanent as well."""
+
+    retryable = False
+
+
 def build(environ: Mapping[str, str]) -> Celery:
     """The app that ``environ`` describes (see ``Place.environ``)."""
     namespace = environ["SHOP_NAMESPACE"]
@@ -228,6 +234,10 @@ def _raise_unpicklable(_: Path) -> None:
     raise Unpicklable("wrong")
 
 
+def _raise_unpicklable_for_good(_: Path) -> None:
+    raise UnpicklableForGood("wrong")
+
+
 def _raise_non_retryable(_: Path) -> None:
     raise NonRetryableError("never")
 
@@ -285,6 +295,7 @@ ENDS: dict[str, Callable[[Path], Any]] = {
     "ignore": _ignore,
     "raise": _raise,
     "raise_unpicklable": _raise_unpicklable,
+    "raise_unpicklable_for_good": _raise_unpicklable_for_good,
     "raise_non_retryable": _raise_non_retryable,
     "reject": _reject,
     "reject_once": _reject_once,

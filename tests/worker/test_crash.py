@@ -16,7 +16,7 @@ from tests.worker.place import Place
 
 LEASE_SECONDS = 3.0
 MARGIN_SECONDS = 1.5
-KILLS = 5
+KILLS = 4
 
 
 def test_a_killed_workers_tasks_run_elsewhere_soon(place: Place, key: str) -> None:
@@ -88,7 +88,7 @@ def test_a_worker_that_gets_its_own_stalled_attempt_back(place: Place, key: str,
     assert len(place.marks.runs_of(task_id)) == 2
     assert place.letters(task_id) == []
     if how != "return":
-        # A result that the older run had stored first stays: its process does not know yet that the lease is lost (F18).
+        # A result that the older run stored first stays: its process does not know yet that its lease is lost (F18).
         wait_until(lambda: place.app.backend.get_result(task_id) == "run 2", "the newer run's result counts")
 
 

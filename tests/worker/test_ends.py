@@ -37,6 +37,14 @@ TABLE = [
     End("ignore", 1, "PENDING", how="ignore"),
     End("raise", 1, "FAILURE", "failed", "ValueError", how="raise"),
     End("unpicklable exception", 1, "FAILURE", "failed", "tests.worker.shop.Unpicklable", how="raise_unpicklable"),
+    End(
+        "unpicklable and non-retryable",
+        1,
+        "FAILURE",
+        "non_retryable",
+        "tests.worker.shop.UnpicklableForGood",
+        how="raise_unpicklable_for_good",
+    ),
     End("retries exhausted", 3, "FAILURE", "exhausted", "OSError", task="flaky"),
     End(
         "non-retryable by declaration",
@@ -219,3 +227,19 @@ def _revoke(place: Place, task_id: str) -> None:
     place.app.control.revoke(task_id)
     (worker,) = place.crew.all
     wait_until(lambda: worker.says(f"Tasks flagged as revoked: {task_id}"), "the worker knows")
+
+
+@pytest.mark.parametrize("pool", BOTH)
+def test_a_result_that_cannot_be_stored_ends_the_run_all_the_same(open_place: Opener, key: str, pool: str) -> None:
+    """F13: Celery itself never acks such a task on threads. The task's work is done; the letter says what is missing."""
+    away = {"result_backend": "redis://127.0.0.1:1/0", "redis_socket_connect_timeout": 0.2}
+    options = {"retry_policy": {"max_retries": 0, "timeout": 0.2}}
+    place = open_place(conf={**away, "result_backend_transport_options": options})
+    worker = place.worker(pool=pool, concurrency=2)
+    task_id = place.send("one", key)
+    successor = place.send("one", key)
+    place.wait_ended(task_id, successor)
+    place.wait_empty(timeout=20)
+    assert len(place.marks.runs_of(task_id)) == 1
+    assert place.wait_letter(task_id)["reason"] == "internal"
+    assert not worker.has_ended

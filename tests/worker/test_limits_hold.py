@@ -38,7 +38,7 @@ def test_none_stays_blocked_when_permits_free_while_others_arrive(crowd: Place, 
     ids: list[str] = []
     for _ in range(30):
         ids += crowd.send_many(10, "one", key)
-        wait_until(lambda: len(crowd.marks.runs(key)) >= len(ids) - 5, "all but a few have started")
+        crowd.wait_runs(len(ids) - 5, key)
     crowd.wait_ended(*ids)
     runs = crowd.marks.runs(key)
     assert (len(runs), largest_at_once(runs)) == (len(ids), 1)

@@ -33,7 +33,7 @@ def hasty(open_place: Opener, redis_server_url: str, request: pytest.FixtureRequ
 def test_a_task_longer_than_the_visibility_timeout_runs_once(hasty: Place, key: str, pool: str) -> None:
     """C16, F4: and so do those prefetched behind it, though the broker gives them to a second worker meanwhile."""
     hasty.worker(pool=pool, concurrency=1, prefetch=4)
-    long = hasty.send("one", key, 6.0)
+    long = hasty.send("one", key, 5.0)
     hasty.wait_started(long)
     behind = [hasty.send("one", f"{key}-{n}") for n in range(2)]
     wait_until(lambda: len(hasty.unacked()) == len(behind), "they are prefetched behind it")
@@ -42,7 +42,7 @@ def test_a_task_longer_than_the_visibility_timeout_runs_once(hasty: Place, key: 
     last = hasty.send("one", key)
     hasty.wait_ended(last)
     # Another timeout and more, for what might still come.
-    quiet = hasty.send("one", f"{key}-quiet", 4.0)
+    quiet = hasty.send("one", f"{key}-quiet", 3.5)
     hasty.wait_ended(quiet)
     hasty.wait_empty()
     assert [len(hasty.marks.runs_of(task_id)) for task_id in (long, *behind, last)] == [1] * 4
@@ -52,11 +52,11 @@ def test_a_task_longer_than_the_visibility_timeout_runs_once(hasty: Place, key: 
 def test_what_was_prefetched_and_delivered_again_to_the_same_worker_runs_once(hasty: Place, key: str) -> None:
     """F4: one worker alone."""
     hasty.worker(concurrency=1, prefetch=4)
-    long = hasty.send("one", key, 6.0)
+    long = hasty.send("one", key, 5.0)
     hasty.wait_started(long)
     behind = [hasty.send("one", f"{key}-{n}") for n in range(2)]
     hasty.wait_ended(long, *behind)
-    quiet = hasty.send("one", f"{key}-quiet", 4.0)
+    quiet = hasty.send("one", f"{key}-quiet", 3.5)
     hasty.wait_ended(quiet)
     hasty.wait_empty()
     assert [len(hasty.marks.runs_of(task_id)) for task_id in (long, *behind)] == [1] * 3
@@ -153,7 +153,7 @@ def test_reconnects_under_load_double_and_lose_nothing(place: Place, key: str, p
     ids: list[str] = []
     for _ in range(4):
         ids += place.send_many(40, "two", key, 0.02) + place.send_many(40, "free", f"{key}-free", 0.02)
-        wait_until(lambda: len(place.marks.runs()) > len(ids) - 60, "it works")
+        place.wait_runs(len(ids) - 60)
         _cut_broker(place, name)
     place.wait_ended(*ids, timeout=40)
     place.wait_empty()

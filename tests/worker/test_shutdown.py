@@ -71,7 +71,7 @@ def test_a_restart_under_load_loses_and_doubles_nothing(place: Place, key: str, 
     ids: list[str] = []
     for _ in range(3):
         ids += place.send_many(40, "two", key, 0.05) + place.send_many(40, "free", f"{key}-free", 0.05)
-        wait_until(lambda: len(place.marks.runs()) > len(ids) - 70, "they work")
+        place.wait_runs(len(ids) - 70)
         old = workers.pop(0)
         old.signal(signal.SIGTERM)
         workers.append(place.worker(pool=pool, concurrency=2, conf=LONG_LEASE))

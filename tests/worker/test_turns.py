@@ -96,18 +96,19 @@ def test_a_worker_takes_no_more_than_its_slots_and_its_prefetch(
     holders = place.send_many(2, "free", key, until=key)
     place.wait_started(*holders)
     place.send_many(5000, "free", key)
-    wait_until(lambda: len(place.unacked()) == 8, "the prefetch is full")
+    # What runs counts as prefetched, as in plain Celery with acks_late.
+    wait_until(lambda: len(place.unacked()) == 6, "the prefetch is full")
     least, until = 5000, time.monotonic() + 2.5
     while time.monotonic() < until:
         # Over some beats of the worker: each wakes its gate.
         least = min(least, place.broker.llen(place.queue))
-    assert least == 5000 - 8
+    assert least == 5000 - 6
     assert place.inspector.counts().running == 2
     place.broker.delete(place.queue)
     place.touch(key)
     place.wait_ended(*holders)
     place.wait_empty(timeout=20)
-    assert len(place.marks.runs(key)) == 2 + 8
+    assert len(place.marks.runs(key)) == 2 + 6
 
 
 def test_an_idle_worker_runs_the_next_at_once_while_another_is_busy(place: Place, key: str) -> None:
