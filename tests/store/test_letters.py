@@ -15,13 +15,12 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 from celery_backfill.deadletters.connections import OneConnection
-from celery_backfill.errors import LetterRefusedError, LettersUnavailableError
 from celery_backfill.deadletters.letter import Filter, Letter
 from celery_backfill.deadletters.migrate import migrate
 from celery_backfill.deadletters.record import Fact, Failure
 from celery_backfill.deadletters.requeue import Requeue
 from celery_backfill.deadletters.store import Letters
-from celery_backfill.errors import ConfigurationError
+from celery_backfill.errors import ConfigurationError, LetterRefusedError, LettersUnavailableError
 from tests.store.entries import failure, message, resolution
 
 MINUTE = 60_000

@@ -17,12 +17,11 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from celery_backfill.deadletters.connections import OneConnection
-from celery_backfill.errors import LettersUnavailableError
 from celery_backfill.deadletters.letter import Filter, Letter
 from celery_backfill.deadletters.migrate import migrate
 from celery_backfill.deadletters.requeue import Outcome, Requeue
 from celery_backfill.deadletters.store import Letters
-from celery_backfill.errors import RequeueError
+from celery_backfill.errors import LettersUnavailableError, RequeueError
 from celery_backfill.message import Envelope
 from celery_backfill.publisher import Publisher
 from tests.store.entries import failure, message, resolution

@@ -9,11 +9,11 @@ import pytest
 import redis
 
 from celery_backfill.deadletters.connections import OneConnection
-from celery_backfill.errors import LetterRefusedError, LettersUnavailableError
 from celery_backfill.deadletters.letter import Filter
 from celery_backfill.deadletters.migrate import migrate
 from celery_backfill.deadletters.record import Fact
 from celery_backfill.deadletters.store import Letters
+from celery_backfill.errors import LetterRefusedError, LettersUnavailableError
 from celery_backfill.events import Event, subscribe, unsubscribe
 from celery_backfill.leases.outbox import Outbox
 from celery_backfill.worker.shipper import Outage, Shipper
