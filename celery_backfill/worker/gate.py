@@ -312,6 +312,9 @@ class Gate:
     def _start(self, request: Any) -> bool:
         """Run a leased request in the slot in hand, unless its lease was lost while it waited here."""
         held: Held = request.held
+        if held.end is not None:
+            # Given back at a reconnect while another thread brought it here.
+            return True
         if self.closing or held.lost:
             self._end(held, GIVEN_BACK)
             return True
@@ -373,6 +376,11 @@ class Gate:
     def waits_for_children(self) -> bool:
         """Whether a run is marked as ended while its child process may still live."""
         return bool(self._dying)
+
+    @property
+    def held(self) -> int:
+        """How many leases this worker has."""
+        return len(self._lane)
 
     # What the heartbeat asks.
 

@@ -88,6 +88,10 @@ class Lane:
             self._note(granted)
         return answer, granted
 
+    def __len__(self) -> int:
+        """How many leases are in the book."""
+        return len(self._book)
+
     def snapshot(self) -> tuple[int, list[tuple[str, int]]]:
         """The last nonce answered, and every lease held by then: what a renewal names."""
         with self._book_lock:

@@ -132,7 +132,7 @@ class LinkStep(bootsteps.StartStopStep):  # type: ignore[misc]
         gate: Gate | None = getattr(consumer.controller, "backfill_gate", None)
         if gate is not None:
             gate.attach(consumer)
-            count_running(consumer, lambda: len(gate.snapshot()[1]))
+            count_running(consumer, lambda: gate.held)
 
 
 def add_steps(app: Any) -> None:

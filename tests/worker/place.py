@@ -51,8 +51,8 @@ class Place:
             "SHOP_FOLDER": str(folder),
             "SHOP_CONF": json.dumps({**store, **(conf or {})}),
         }
-        self.broker = redis.Redis.from_url(redis_url)
-        self.store = redis.Redis.from_url(self._store_url)
+        self.broker: Any = redis.Redis.from_url(redis_url)
+        self.store: Any = redis.Redis.from_url(self._store_url)
         self.marks = Marks(folder / "marks.log")
         self.crew = Crew(self.environ, folder, self.namespace)
         self.queue = f"{self.namespace}-main"
@@ -115,10 +115,18 @@ class Place:
         """Until so many runs (of one key) have started."""
         wait_until(lambda: len(self.marks.runs(key)) >= number, f"{number} have started", timeout)
 
+    def wait_runs_of(self, task_id: str, number: int, timeout: float = 10.0) -> None:
+        """Until a task has started so often."""
+        wait_until(lambda: len(self.marks.runs_of(task_id)) >= number, f"it has started {number} times", timeout)
+
     def wait_started(self, *task_ids: str, timeout: float = 10.0) -> list[Run]:
         """Until all have started; their first runs."""
         wait_until(lambda: set(task_ids) <= {run.task_id for run in self.marks.runs()}, "all have started", timeout)
         return [self.marks.runs_of(task_id)[0] for task_id in task_ids]
+
+    def has_ended(self, task_id: str) -> bool:
+        """Whether a run of it has ended by itself."""
+        return any(run.ended is not None for run in self.marks.runs_of(task_id))
 
     def wait_ended(self, *task_ids: str, timeout: float = 20.0) -> None:
         """Until the last run of each has ended by itself."""

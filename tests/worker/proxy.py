@@ -56,7 +56,7 @@ class Proxy:
     def _pass_calls(self, client: socket.socket, server: socket.socket, doomed: list[bool]) -> None:
         with suppress(OSError):
             while chunk := client.recv(CHUNK):
-                if self._is_to_lose(chunk):
+                if not doomed and self._is_to_lose(chunk):
                     doomed.append(True)
                 server.sendall(chunk)
         _close(server)
