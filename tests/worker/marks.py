@@ -37,6 +37,8 @@ class Marks:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._known: list[dict[str, Any]] = []
+        self._read_to = 0
 
     def write(self, **mark: Any) -> None:
         """Append one line, whole."""
@@ -67,9 +69,14 @@ class Marks:
 
     def lines(self) -> list[dict[str, Any]]:
         """All marks, in the order written."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read_to)
+                # What is being written at this moment may be seen in part.
+                whole = file.read().rpartition(b"\n")[0]
+            self._known += map(json.loads, whole.splitlines())
+            self._read_to += len(whole) + 1 if whole else 0
+        return self._known
 
     def runs(self, key: str | None = None) -> list[Run]:
         """All runs (of one key), by start."""

@@ -231,7 +231,7 @@ def _revoke(place: Place, task_id: str) -> None:
 
 @pytest.mark.parametrize("pool", BOTH)
 def test_a_result_that_cannot_be_stored_ends_the_run_all_the_same(open_place: Opener, key: str, pool: str) -> None:
-    """F13: Celery itself never acks such a task on threads. The task's work is done; the letter says what is missing."""
+    """F13: Celery itself never acks such a task on threads. The letter says what is missing."""
     away = {"result_backend": "redis://127.0.0.1:1/0", "redis_socket_connect_timeout": 0.2}
     options = {"retry_policy": {"max_retries": 0, "timeout": 0.2}}
     place = open_place(conf={**away, "result_backend_transport_options": options})

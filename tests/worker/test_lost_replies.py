@@ -44,7 +44,7 @@ def test_what_was_handed_on_runs_once_and_nothing_stalls(
         ids += [holder, *blocked, *new]
         place.wait_ended(*ids)
         for task_id in due:
-            wait_until(lambda task_id=task_id: len(place.marks.runs_of(task_id)) == 2, "it was retried")
+            place.wait_runs_of(task_id, 2)
     place.wait_empty()
     assert [len(place.marks.runs_of(task_id)) for task_id in ids] == [1] * len(ids)
     assert [len(place.marks.runs_of(task_id)) for task_id in due] == [2] * len(due)

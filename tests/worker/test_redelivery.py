@@ -48,7 +48,7 @@ def test_a_task_longer_than_the_visibility_timeout_runs_once(hasty: Place, key: 
     assert [len(hasty.marks.runs_of(task_id)) for task_id in (long, *behind, last)] == [1] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("hasty", ["same"], indirect=True)
 def test_what_was_prefetched_and_delivered_again_to_the_same_worker_runs_once(hasty: Place, key: str) -> None:
     """F4: one worker alone."""
     hasty.worker(concurrency=1, prefetch=4)

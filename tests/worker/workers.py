@@ -74,6 +74,10 @@ class Worker:
         """How often its log has this text."""
         return self.log.read_text(errors="replace").count(text)
 
+    def wait_says(self, text: str, times: int = 1, timeout: float = 15.0) -> None:
+        """Until its log has this text so often."""
+        wait_until(lambda: self.count(text) >= times, f"{self.name} says {text!r} {times} times", timeout)
+
     def tail(self) -> str:
         """The end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
