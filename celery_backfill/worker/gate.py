@@ -116,6 +116,8 @@ class Gate:
             self._slots.give_back()
         if held.dispatched and held.request.killed and self._intake.child_lives(held.request):
             self._dying.append(held)
+            # The heartbeat looks often from now on whether the child is gone.
+            self._due(0.0)
         else:
             self._settle(held)
 
