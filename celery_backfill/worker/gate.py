@@ -170,6 +170,7 @@ class Gate:
 
     def _undo(self, step: _Settling) -> None:
         """No answer came: settle it again later, and let the message that followed wait again."""
+        step.held.asked_before = True
         self._unsettled.append(step.held)
         if step.following is not None:
             self._line.appendleft(step.following[0])
@@ -191,11 +192,12 @@ class Gate:
     def _settled(self, held: Held, answer: Answer) -> None:
         self._hear(answer)
         if answer.status in UNANSWERED:
+            held.asked_before = True
             self._unsettled.append(held)
             return
         if held.request is not None:
             held.request.acknowledged = True
-        if answer.status == "STALE":
+        if answer.status == "STALE" and not held.asked_before:
             emit("stale_settle", logging.WARNING, attempt=held.attempt, token=held.token)
         elif answer.status == "POISON":
             held.request.announce_failure(WorkerLostError(held.end.failure["exception_message"]))

@@ -18,7 +18,7 @@ from ..leases.store import Admission, Answer, Call, Ending, Grant, LeaseStore
 class Held:
     """One lease of this worker: from its grant until it is settled."""
 
-    __slots__ = ("attempt", "dispatched", "end", "grant", "lost", "request", "token")
+    __slots__ = ("asked_before", "attempt", "dispatched", "end", "grant", "lost", "request", "token")
 
     def __init__(self, attempt: str, token: int, grant: Grant | None = None) -> None:
         self.attempt = attempt
@@ -28,6 +28,8 @@ class Held:
         self.end: Any = None
         self.dispatched = False
         self.lost = False
+        #: It was settled before, and no answer came: it may have been done.
+        self.asked_before = False
 
 
 class Settlement(NamedTuple):
