@@ -15,7 +15,8 @@ from tests.worker.marks import Run, largest_at_once
 from tests.worker.place import Place
 
 LEASE_SECONDS = 3.0
-MARGIN_SECONDS = 1.5
+#: For a loaded machine: without recovery the tasks would wait for ever.
+MARGIN_SECONDS = 6.0
 KILLS = 3
 
 
@@ -38,7 +39,8 @@ def test_a_killed_workers_tasks_run_elsewhere_soon(place: Place, key: str) -> No
     assert place.held(key) == 2
     place.touch(f"{key}-first")
     place.wait_ended(*lost, *waiting)
-    assert [run.task_id for run in place.marks.runs(key)][4:] == waiting
+    # By token: of two that run at once, either may be the first to write its mark.
+    assert [run.task_id for run in sorted(place.marks.runs(key), key=lambda run: run.token)][4:] == waiting
     assert largest_at_once(place.marks.runs(key), cut_off_at=killed) == 2
     assert all(place.letters(task_id) == [] for task_id in lost)
     place.wait_empty()
