@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -417,10 +416,9 @@ def test_a_flush_of_scripts_goes_unnoticed(bench: Bench) -> None:  # C19
 
 
 @pytest.fixture
-def own_server_url(servers_folder: Path) -> Iterator[str]:
-    """A server that nobody else uses; never one that the environment names."""
-    if "BACKFILL_REDIS_URL" in os.environ:
-        pytest.skip("changes the server's settings, so it takes an embedded one")
+def own_server_url(servers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that nobody else uses, for its settings are changed; never one that the environment names."""
+    monkeypatch.delenv("BACKFILL_REDIS_URL", raising=False)
     folder = servers_folder / "own"
     yield embedded.redis_url(folder)
     embedded.remove(folder)
