@@ -32,7 +32,7 @@ def test_what_has_not_started_runs_elsewhere_at_once(place: Place, key: str, poo
     first.signal(signal.SIGTERM)
     place.wait_ended(*prefetched)
     assert not first.has_ended
-    assert max(run.started for run in place.marks.runs(f"{key}-free")) - stopped < 15.0
+    assert max(run.started for run in place.marks.runs(f"{key}-free")) - stopped < 5.0
     place.wait_counts(running=2, blocked=3)
     place.touch(f"{key}-go")
     place.wait_ended(*running, *blocked)
