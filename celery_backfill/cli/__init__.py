@@ -12,6 +12,7 @@ import click
 
 COMMANDS = {
     "migrate": "migrate:migrate",
+    "doctor": "doctor:doctor",
     "dlq": "dlq:dlq",
     "limits": "limits:limits",
     "leases": "leases:leases",

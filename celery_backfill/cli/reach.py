@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
 
 import click
 
@@ -32,6 +31,7 @@ def postgres(ctx: click.Context) -> Iterator[OneConnection]:
     """The app's database. Every error of it ends the command with one line that says what to do."""
     from ..deadletters.connections import OneConnection, shown
     from ..errors import LettersUnavailableError
+    from ..findings import said
 
     with plain_errors():
         settings = settings_of(ctx)
@@ -39,7 +39,8 @@ def postgres(ctx: click.Context) -> Iterator[OneConnection]:
         try:
             yield connections
         except LettersUnavailableError as error:
-            fail(f"PostgreSQL cannot be used at {shown(settings.postgres_url)}: {error}. Check backfill_postgres_url.")
+            url = settings.postgres_url
+            fail(f"PostgreSQL cannot be used at {shown(url)}: {said(error, url)}. Check backfill_postgres_url.")
         finally:
             connections.close()
 
@@ -48,6 +49,7 @@ def postgres(ctx: click.Context) -> Iterator[OneConnection]:
 def redis_store(ctx: click.Context) -> Iterator[Inspector]:
     """Views of the app's lease store. Every error of it ends the command with one line that says what to do."""
     from ..errors import StoreUnavailableError
+    from ..leases.doctor import shown
     from ..leases.inspect import inspecting
 
     with plain_errors():
@@ -56,7 +58,7 @@ def redis_store(ctx: click.Context) -> Iterator[Inspector]:
             with inspecting(settings.redis_url, settings.namespace) as inspector:
                 yield inspector
         except StoreUnavailableError as error:
-            fail(f"Redis cannot be used at {shown_redis(settings.redis_url)}: {error}. Check backfill_redis_url.")
+            fail(f"Redis cannot be used at {shown(settings.redis_url)}: {error}. Check backfill_redis_url.")
 
 
 @contextmanager
@@ -68,16 +70,6 @@ def plain_errors() -> Iterator[None]:
         yield
     except BackfillError as error:
         fail(str(error))
-
-
-def shown_redis(url: str) -> str:
-    """``url`` as it may be printed: scheme, host, port and path only."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "redis://..."
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 def fail(message: str) -> NoReturn:

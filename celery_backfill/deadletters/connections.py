@@ -11,6 +11,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import ConfigurationError, LetterRefusedError, LettersUnavailableError, SchemaError
+from ..findings import is_ambiguous
 
 Connection = psycopg.Connection[Any]
 
@@ -71,6 +72,8 @@ def transaction(connections: Connections) -> Iterator[Connection]:
 
 def conninfo(url: str) -> str:
     """``url`` with this library's defaults for what it leaves open. Raises ``ConfigurationError``."""
+    if is_ambiguous(url):
+        return "postgresql://..."
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error:
@@ -84,6 +87,8 @@ def conninfo(url: str) -> str:
 
 def shown(url: str) -> str:
     """``url`` as it may be printed: user, host, port and database, never a password."""
+    if is_ambiguous(url):
+        return "postgresql://..."
     try:
         given = conninfo_to_dict(url)
     except psycopg.Error:

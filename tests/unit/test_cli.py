@@ -108,6 +108,7 @@ def test_every_commands_help_has_an_example() -> None:
     leaves = [(path, command) for path, command in commands(backfill) if not isinstance(command, click.Group)]
     assert {" ".join(path) for path, _ in leaves} == {
         "migrate",
+        "doctor",
         "dlq list",
         "dlq show",
         "dlq groups",
