@@ -8,6 +8,7 @@ BackfillError
 ├── TaskExitedError         the task called sys.exit() or was interrupted
 ├── TaskOutOfMemoryError    the task raised MemoryError
 ├── StoreUnavailableError   Redis did not answer in time; nothing is known of the call
+│   └── StoreChangedError   Redis was restarted or has lost its data; nothing was done
 ├── LettersUnavailableError PostgreSQL cannot be used now; safe to repeat
 ├── LetterRefusedError      PostgreSQL refuses these very data
 ├── SchemaError             the store or the database was written by a version this one cannot read
@@ -49,6 +50,10 @@ class TaskOutOfMemoryError(BackfillError):
 
 class StoreUnavailableError(BackfillError, ConnectionError):
     """Redis did not answer in time. Whether the call took effect is unknown; it is safe to repeat."""
+
+
+class StoreChangedError(StoreUnavailableError):
+    """Redis was restarted or has lost its data since this worker joined it. Nothing was done."""
 
 
 class LettersUnavailableError(BackfillError, ConnectionError):

@@ -6,23 +6,61 @@ into it, and the worker takes it from there: a retry is an outcome, not a messag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from threading import local
+from time import monotonic, sleep
 from typing import Any
 
 from kombu import Producer
 
+from .errors import LeaseLostError
+from .ledger import Row, Stage
 from .message import Envelope
+
+#: How long a run that has ended waits to hear whether its lease was renewed or lost.
+VERDICT_SECONDS = 2.0
+POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The lease a task runs under. ``token`` only grows from one lease to the next, whatever the attempt."""
+    """The lease a task runs under. ``token`` only grows from one lease to the next, whatever the attempt.
+
+    Give the token to what the task writes to, where that can refuse an older one (a fencing token).
+    """
 
     attempt: str
     token: int
+    row: Row | None = field(default=None, repr=False)
+    #: Whether the run is stopped when the lease cannot be counted on any more; then how many seconds it has to end.
+    margin: float | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease is known to be somebody else's: nothing that this run still does will count."""
+        return self.row is not None and self.row.lost
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which the lease can still be counted on without another renewal; 0 when it is lost."""
+        if self.row is None:
+            return math.inf
+        return 0.0 if self.row.lost else max(0.0, self.row.until - monotonic())
+
+    def check(self) -> None:
+        """Raises ``LeaseLostError`` unless the lease can be counted on now. For a place before effects that matter."""
+        if self.lost:
+            raise LeaseLostError(f"attempt {self.attempt} is no longer this run's (token {self.token})")
+        if self.remaining <= 0.0:
+            raise LeaseLostError(f"attempt {self.attempt} could not be renewed in time (token {self.token})")
+
+    def reach(self, stage: Stage) -> None:
+        """Tell the worker's main process how far the run has come."""
+        if self.row is not None:
+            self.row.reach(stage)
 
 
 @dataclass(slots=True)
@@ -45,6 +83,21 @@ class Run:
     retries_exhausted: bool = False
     #: What the task's code raised: Celery replaces an exception that cannot be pickled.
     error: Exception | None = None
+    #: Why the run does not count: its lease was lost, or could not be counted on any more.
+    lost: LeaseLostError | None = None
+    #: The task's code runs in it: where it can be told that its lease is lost.
+    inside: AbstractContextManager[Any] = field(default_factory=nullcontext)
+
+    def end_body(self, stage: Stage) -> None:
+        """The task's code has ended. Where its lease may be somebody else's by now, wait a moment to be told (F18)."""
+        lease = self.lease
+        until = monotonic() + VERDICT_SECONDS
+        while not lease.remaining and not lease.lost and monotonic() < until:
+            sleep(POLL_SECONDS)
+        if lease.lost:
+            self.lost = LeaseLostError(f"attempt {lease.attempt} is no longer this run's (token {lease.token})")
+        else:
+            lease.reach(stage)
 
 
 class _Current(local):
@@ -62,6 +115,11 @@ def running(run: Run) -> Iterator[Run]:
         yield run
     finally:
         _current.run = before
+
+
+def running_here() -> Run | None:
+    """The run of this thread (or greenlet), whatever it does at this moment."""
+    return _current.run
 
 
 def current_run(request: Any) -> Run | None:

@@ -17,6 +17,9 @@ DEFAULTS: Mapping[str, Any] = {
     "backfill_namespace": "backfill",
     "backfill_lease_seconds": 15.0,
     "backfill_max_stalls": 3,
+    "backfill_strict": False,
+    "backfill_on_lease_lost": "raise",
+    "backfill_early_recovery": True,
     "backfill_limits": {},
     "backfill_non_retryable_for": (),
     "backfill_dead_letter": "all",
@@ -24,6 +27,8 @@ DEFAULTS: Mapping[str, Any] = {
     "backfill_redact": ("password", "token", "secret", "authorization"),
 }
 
+#: What becomes of a run whose lease is lost: it is told by an exception, or its process is killed (prefork).
+ON_LEASE_LOST = ("raise", "kill")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 KOMBU_SOCKET_SCHEME = "redis+socket://"
@@ -39,6 +44,9 @@ class Settings:
     namespace: str
     lease_seconds: float
     max_stalls: int
+    strict: bool
+    on_lease_lost: str
+    early_recovery: bool
     limits: Mapping[str, int]
     non_retryable_for: tuple[Any, ...]
     dead_letter: str
@@ -67,6 +75,9 @@ class Settings:
             namespace=_namespace(given["backfill_namespace"]),
             lease_seconds=_lease_seconds(given["backfill_lease_seconds"]),
             max_stalls=_whole("backfill_max_stalls", given["backfill_max_stalls"], least=0),
+            strict=_flag("backfill_strict", given["backfill_strict"]),
+            on_lease_lost=_one_of("backfill_on_lease_lost", given["backfill_on_lease_lost"], ON_LEASE_LOST),
+            early_recovery=_flag("backfill_early_recovery", given["backfill_early_recovery"]),
             limits=_limits(given["backfill_limits"]),
             non_retryable_for=_classes(given["backfill_non_retryable_for"]),
             dead_letter=_one_of("backfill_dead_letter", given["backfill_dead_letter"], ("all", "backfill")),
@@ -119,18 +130,31 @@ def _namespace(given: Any) -> str:
     return text
 
 
-def _lease_seconds(given: Any) -> float:
+def check_lease_seconds(name: str, given: Any) -> None:
+    """Raises ``ConfigurationError`` for a length that a lease cannot have. None is none of its own."""
+    if given is None:
+        return
     if not isinstance(given, int | float) or isinstance(given, bool) or given < RENEWALS_PER_LEASE:
         raise ConfigurationError(
-            f"backfill_lease_seconds must be a number of at least {RENEWALS_PER_LEASE}, not {given!r}: "
+            f"{name} must be a number of at least {RENEWALS_PER_LEASE}, not {given!r}: "
             f"a lease is renewed {RENEWALS_PER_LEASE} times in its length, at most once a second"
         )
+
+
+def _lease_seconds(given: Any) -> float:
+    check_lease_seconds("backfill_lease_seconds", 0 if given is None else given)
     return float(given)
 
 
 def _whole(name: str, given: Any, *, least: int) -> int:
     if not isinstance(given, int) or isinstance(given, bool) or given < least:
         raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {given!r}")
+    return given
+
+
+def _flag(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {given!r}")
     return given
 
 

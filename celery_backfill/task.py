@@ -11,15 +11,16 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from celery import Task, signals
-from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from celery.utils.imports import symbol_by_name
 
 from .classify import Rule, Verdict, classify
-from .errors import ConfigurationError, TaskExitedError, TaskOutOfMemoryError
+from .errors import ConfigurationError, LeaseLostError, TaskExitedError, TaskOutOfMemoryError
 from .leases.store import encode_limits
+from .ledger import Stage
 from .limits import Arguments, KeyTemplate, Limit, capacity_of, check_key
 from .run import Lease, RetryAsked, RetryRecorder, Run, current_run
-from .settings import Settings
+from .settings import ON_LEASE_LOST, Settings, check_lease_seconds
 
 ATTEMPT_HEADER = "backfill_id"
 KEY_HEADER = "backfill_key"
@@ -52,6 +53,10 @@ class BackfillTask(Task):  # type: ignore[misc]
     leased = True
     #: Record its final failures.
     dead_letter = True
+    #: Stop a run when its lease cannot be renewed in time, so that it never overlaps with the next.
+    strict = False
+    #: "raise" ``LeaseLostError`` in a run whose lease is lost, or "kill" its process (prefork); None: the setting.
+    on_lease_lost: str | None = None
 
     @property
     def lease(self) -> Lease | None:
@@ -73,10 +78,24 @@ class BackfillTask(Task):  # type: ignore[misc]
         """Whether its calls go through the lease store. Celery's own ``celery.*`` tasks never do."""
         return self.leased and not self.name.startswith("celery.")
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether its runs are stopped when their leases cannot be counted on any more."""
+        return self.strict or Settings.of_app(self.app).strict
+
+    @property
+    def when_lease_lost(self) -> str:
+        """What becomes of a run whose lease is lost: ``"raise"`` or ``"kill"``."""
+        return self.on_lease_lost or Settings.of_app(self.app).on_lease_lost
+
     def check_declaration(self) -> None:
         """Raises ``ConfigurationError`` for what cannot work, before the first call."""
         if self.on_conflict != "wait":
             raise ConfigurationError(f'task {self.name}: on_conflict must be "wait", not {self.on_conflict!r}')
+        if self.on_lease_lost not in (None, *ON_LEASE_LOST):
+            choices = " or ".join(map(repr, ON_LEASE_LOST))
+            raise ConfigurationError(f"task {self.name}: on_lease_lost must be {choices}, not {self.on_lease_lost!r}")
+        check_lease_seconds(f"task {self.name}: lease_seconds", self.lease_seconds)
         if self.limit is not None and not self.leased:
             raise ConfigurationError(f"task {self.name}: a task with a limit cannot have leased=False")
         self.verdict_on(Exception())
@@ -107,7 +126,8 @@ class BackfillTask(Task):  # type: ignore[misc]
     ) -> Any:
         """As Celery's, but a permanent error is raised at once, and nothing is published: the store runs it again."""
         cause = exc or sys.exc_info()[1]
-        if cause is not None and self.verdict_on(cause).permanent:
+        if isinstance(cause, LeaseLostError) or (cause is not None and self.verdict_on(cause).permanent):
+            # A lost lease is no failure of the task: it costs a stall, not a retry.
             raise cause
         run = current_run(self.request)
         if run is None:
@@ -115,18 +135,34 @@ class BackfillTask(Task):  # type: ignore[misc]
         return self._record_retry(run, args, kwargs, exc, throw, options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task; in a leased run, what would take the worker down is an ordinary failure."""
-        try:
+        """Run the task; in a leased run, what would take the worker down is an ordinary failure.
+
+        A run whose lease is lost ends as if it had never been: Celery stores no result and sends no link or chord part
+        for it (F18).
+        """
+        run = current_run(self.request)
+        if run is None:
             return super().__call__(*args, **kwargs)
+        try:
+            with run.inside:
+                value = super().__call__(*args, **kwargs)
+        except LeaseLostError as error:
+            run.lost = error
         except (SystemExit, KeyboardInterrupt, MemoryError) as error:
-            if current_run(self.request) is None or _worker_is_stopping(error):
+            if _worker_is_stopping(error):
                 raise
+            run.end_body(Stage.RAISED)
             _raise_ordinary(error)
         except Exception as error:
-            run = current_run(self.request)
-            if run is not None:
-                run.error = error
-            raise
+            run.error = error
+            run.end_body(Stage.RUNNING if isinstance(error, Retry | Ignore | Reject) else Stage.RAISED)
+            if run.lost is None:
+                raise
+        else:
+            run.end_body(Stage.RETURNED)
+            if run.lost is None:
+                return value
+        raise Ignore(str(run.lost)) from run.lost
 
     def _record_retry(self, run: Run, args: Any, kwargs: Any, exc: Any, throw: bool, options: Mapping[str, Any]) -> Any:
         recorder = RetryRecorder(self.app)

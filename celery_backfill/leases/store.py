@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .script import ADMIT, CLAIM, RECOVER, REGISTER, RENEW, SETTLE, Script
+from .script import ADMIT, ADOPT, CLAIM, GREET, JOIN, LEAVE, RECOVER, RENEW, SETTLE, Script
 from .wire import ScriptCall, Value, Wire
 
 WORKER_KEPT_SECONDS = 86_400
 RECOVER_BATCH = 100
+#: What live workers need to notice that the store was restarted, and to join again.
+JOIN_SECONDS = 2.0
 NO_LIMITS = ""
 
 
@@ -33,6 +35,7 @@ class Grant(NamedTuple):
     task: str
     stalls: int
     message: bytes
+    lease_seconds: float
 
 
 class Answer(NamedTuple):
@@ -49,8 +52,18 @@ class Answer(NamedTuple):
     grants: tuple[Grant, ...]
 
 
+class Sweep(NamedTuple):
+    """What a sweep found: in how many seconds something scheduled is due, the identities of the workers of this host,
+    and the leases taken back.
+    """
+
+    due_in: float | None
+    neighbours: dict[str, str]
+    recovered: list[Recovered]
+
+
 class Recovered(NamedTuple):
-    """A lease that ran out; ``verdict`` is ``BACK`` (in line again) or ``POISON`` (dead)."""
+    """A lease that ran out, or whose worker is gone; ``verdict`` is ``BACK`` (in line again) or ``POISON`` (dead)."""
 
     attempt: str
     task: str
@@ -96,11 +109,41 @@ def encode_limits(limits: Iterable[tuple[str, int]]) -> str:
     return json.dumps(pairs, separators=(",", ":")) if pairs else NO_LIMITS
 
 
+class Epoch:
+    """The epoch that a worker has joined; all its wires share it. ``""`` is not checked: for tools, which own nothing.
+
+    A call from another epoch than the store's raises ``StoreChangedError``, and nothing is done.
+    """
+
+    NONE = "none"
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def leave(self) -> None:
+        """Have every call refused until the worker has joined again."""
+        self.name = self.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a worker's calls assume. Durations are in seconds; 0 leaves a rule out.
+
+    ``longest_lease``: how long the lease of anybody may last. ``gap``: how long the store must have heard of nobody to
+    take it that it was the store that was away. ``host``: where a worker is, for witnesses on the same one.
+    """
+
+    longest_lease: float = 0.0
+    gap: float = 0.0
+    host: str = ""
+
+
 class LeaseStore:
     """The verbs of one namespace on one wire.
 
     ``clock`` gives the time in milliseconds instead of the server's own, for tests. ``broker_keys`` are the broker's
     unacked index and unacked hash where it is the same Redis: an admission with a delivery tag is acked there.
+    With an ``epoch``, each new connection greets the store, which is how a restart of the server is noticed.
     """
 
     def __init__(
@@ -110,18 +153,55 @@ class LeaseStore:
         *,
         clock: Callable[[], int] | None = None,
         broker_keys: tuple[str, str] = ("unacked_index", "unacked"),
+        epoch: Epoch | None = None,
+        terms: Terms | None = None,
     ) -> None:
         self._wire = wire
+        self.epoch = epoch or Epoch()
+        self._terms = terms or Terms()
         self._keys = (f"{{{namespace}}}:",)
         self._keys_with_broker = (*self._keys, *broker_keys)
         self._clock = clock
+        if epoch is not None:
+            wire.greeting = self._greeting
 
     def _now(self) -> int | str:
         return self._clock() if self._clock else ""
 
-    def register(self, worker: str, tasks: Iterable[str]) -> None:
-        """Say which tasks a worker knows; it is handed nothing else."""
-        self._run(REGISTER, worker, WORKER_KEPT_SECONDS, *tasks)
+    def greet(self) -> str:
+        """The store's epoch; a new one where the server was restarted or has none."""
+        (epoch,) = self._wire.run(self._greeting())
+        return str(epoch.decode())
+
+    def adopt(self, worker: str, token: int, held: Admission, *, joined: str, stalls: int = 0) -> bool:
+        """Bring a lease into an epoch that may not know it; False when it is lost. ``joined`` is the worker's last."""
+        return bool(
+            self._run(
+                ADOPT, worker, joined, _ms(self._terms.longest_lease), held.attempt, token, held.queue, held.rank,
+                held.limits, _ms(held.lease_seconds), held.max_stalls, _ms(held.dedupe_seconds), held.task,
+                held.task_id, held.message, int(held.recorded), stalls,
+            )
+        )  # fmt: skip
+
+    def join(
+        self, worker: str, tasks: Iterable[str], *, epoch: str = "", joined: str = "", identity: str = ""
+    ) -> float:
+        """Be a worker of this epoch, which knows these tasks and is handed nothing else.
+
+        Seconds until something new may start. Raises ``StoreChangedError`` when the epoch has changed meanwhile.
+        """
+        terms, arguments = self._terms, (*tasks,)
+        wait = self._wire.run(
+            self._call(
+                JOIN, epoch, worker, WORKER_KEPT_SECONDS, joined, _ms(terms.longest_lease), terms.host, identity,
+                *arguments,
+            )
+        )[0]  # fmt: skip
+        return int(wait) / 1000
+
+    def leave(self, worker: str) -> None:
+        """Have the worker forgotten; it holds nothing any more."""
+        self._run(LEAVE, worker, self._terms.host)
 
     def admit(self, call: Call, new: Admission) -> Answer:
         """``RUN`` with a token, ``BLOCKED``, ``DUPLICATE``, ``GONE`` (the broker gave it elsewhere) or ``OLD``."""
@@ -165,26 +245,39 @@ class LeaseStore:
     def renew(self, worker: str, last_nonce: int, held: Iterable[tuple[str, int]]) -> tuple[bool, list[str]]:
         """Renew (attempt, token) pairs; whether the worker's tasks are known, and the attempts that are lost."""
         pairs = [value for pair in held for value in pair]
-        known, *lost = self._run(RENEW, worker, last_nonce, WORKER_KEPT_SECONDS, *pairs)
+        known, *lost = self._run(RENEW, worker, last_nonce, WORKER_KEPT_SECONDS, _ms(self._terms.gap), *pairs)
         return bool(known), [attempt.decode() for attempt in lost]
 
-    def recover(self, batch: int = RECOVER_BATCH) -> tuple[float | None, list[Recovered]]:
-        """Take back leases that ran out; also in how many seconds something scheduled is due."""
-        due, *rest = self._run(RECOVER, batch)
+    def recover(self, batch: int = RECOVER_BATCH, gone: Sequence[str] = ()) -> Sweep:
+        """Take back leases that ran out, and those of workers of this host that are ``gone`` for sure."""
+        due, neighbours, rest = self._run(
+            RECOVER, batch, _ms(self._terms.gap), self._terms.host, WORKER_KEPT_SECONDS, *gone
+        )
         found = [
             Recovered(attempt.decode(), task.decode(), worker.decode(), int(stalls), verdict.decode())
             for attempt, task, worker, stalls, verdict in zip(*[iter(rest)] * 5, strict=True)
         ]
-        return _due(due), found
+        names = [text.decode() for text in neighbours]
+        return Sweep(_due(due), dict(zip(names[::2], names[1::2], strict=True)), found)
 
     def _run(self, script: Script, *arguments: Value) -> Any:
-        return self._wire.run(ScriptCall(script, self._keys, (self._now(), *arguments)))[0]
+        return self._wire.run(self._call(script, self._epoch_of(script), *arguments))[0]
+
+    def _call(self, script: Script, epoch: str, *arguments: Value) -> ScriptCall:
+        return ScriptCall(script, self._keys, (self._now(), epoch, *arguments))
+
+    def _epoch_of(self, script: Script) -> str:
+        """Leases are adopted before their worker has joined, and a worker leaves whatever epoch there is."""
+        return "" if script in (ADOPT, LEAVE) else self.epoch.name
+
+    def _greeting(self) -> ScriptCall:
+        return self._call(GREET, "", _ms(self._terms.longest_lease), _ms(JOIN_SECONDS), "", "")
 
     def _admission(self, call: Call, new: Admission) -> ScriptCall:
         arguments = (
-            self._now(), call.worker, call.nonce, new.attempt, new.delivery_tag, new.queue, new.rank, new.limits,
-            _ms(new.lease_seconds), new.max_stalls, _ms(new.dedupe_seconds), new.task, new.task_id, new.message,
-            int(new.recorded), int(new.shares_slot),
+            self._now(), self.epoch.name, call.worker, call.nonce, new.attempt, new.delivery_tag, new.queue, new.rank,
+            new.limits, _ms(new.lease_seconds), new.max_stalls, _ms(new.dedupe_seconds), new.task, new.task_id,
+            new.message, int(new.recorded), int(new.shares_slot),
         )  # fmt: skip
         return ScriptCall(ADMIT, self._keys_with_broker if new.delivery_tag else self._keys, arguments)
 
@@ -192,8 +285,8 @@ class LeaseStore:
         self, call: Call, attempt: str, token: int, ending: Ending, want: int, queues: Sequence[str]
     ) -> ScriptCall:
         arguments = (
-            self._now(), call.worker, call.nonce, attempt, token, ending.outcome, _ms(ending.delay_seconds),
-            ending.message, ending.limits, ending.queue, ending.letter, want, *queues,
+            self._now(), self.epoch.name, call.worker, call.nonce, attempt, token, ending.outcome,
+            _ms(ending.delay_seconds), ending.message, ending.limits, ending.queue, ending.letter, want, *queues,
         )  # fmt: skip
         return ScriptCall(SETTLE, self._keys, arguments)
 
@@ -208,9 +301,9 @@ def _due(milliseconds: int) -> float | None:
 
 def _answer(reply: Any) -> Answer:
     status, token, due, more = reply[:4]
-    grants = tuple(_grant(*reply[at : at + 5]) for at in range(4, len(reply), 5)) if len(reply) > 4 else ()
+    grants = tuple(_grant(*reply[at : at + 6]) for at in range(4, len(reply), 6)) if len(reply) > 4 else ()
     return Answer(status.decode(), int(token), _due(due), more > 0, grants)
 
 
-def _grant(attempt: bytes, token: bytes, task: bytes, stalls: bytes, message: bytes) -> Grant:
-    return Grant(attempt.decode(), int(token), task.decode(), int(stalls), message)
+def _grant(attempt: bytes, token: bytes, task: bytes, stalls: bytes, message: bytes, lease_ms: bytes) -> Grant:
+    return Grant(attempt.decode(), int(token), task.decode(), int(stalls), message, int(lease_ms) / 1000)

@@ -7,15 +7,17 @@ pooled client adds to each call is most of what a call costs here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
-from ..errors import StoreUnavailableError
+from ..errors import StoreChangedError, StoreUnavailableError
 from .script import ALL, Script
 
 Value = str | bytes | int | float
@@ -35,12 +37,22 @@ class ScriptCall(NamedTuple):
 
 
 class Wire:
-    """Runs scripts on one Redis connection. ``timeout`` seconds bound each wait for it. For one thread at a time."""
+    """Runs scripts on one Redis connection. ``timeout`` seconds bound each wait for it. For one thread at a time.
 
-    def __init__(self, url: str, *, timeout: float = 0.5) -> None:
+    A call is given up after three waits at the most: for its answer, for a new connection, and for the answer there.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 0.3) -> None:
+        # redis-py's own retries and its calls at a connection's start would come on top of that.
         self._pool = redis.ConnectionPool.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, client_name="celery_backfill"
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            client_name="celery_backfill",
+            retry=Retry(NoBackoff(), 0),
         )
+        #: Makes the call that each new connection begins with, if there is one; its answer is not kept.
+        self.greeting: Callable[[], ScriptCall] | None = None
         self._connection: Any = None
         self._in_flight: deque[list[Command]] = deque()
 
@@ -51,9 +63,7 @@ class Wire:
 
     def send(self, *calls: ScriptCall) -> None:
         """Send calls now and ``receive`` their answers later. What went wrong is told by ``receive``."""
-        commands: list[Command] = [
-            ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments) for call in calls
-        ]
+        commands = [_command(call) for call in calls]
         try:
             if self._connection is None:
                 self._connect()
@@ -66,8 +76,8 @@ class Wire:
     def receive(self) -> list[Any]:
         """The answers of what was sent first of all that is under way.
 
-        Raises ``StoreUnavailableError`` when two tries got no answer, or the server refused (it is loading, full, ...);
-        whatever else is under way is forgotten then.
+        Raises ``StoreUnavailableError`` when two tries got no answer, or the server refused (it is loading, full, ...),
+        and ``StoreChangedError`` when the call was of another epoch; whatever else is under way is forgotten then.
         """
         try:
             answers = self._receive()
@@ -86,12 +96,16 @@ class Wire:
         try:
             if self._connection is not None:
                 return self._answers()
+        except StoreUnavailableError:
+            raise
         except LOST:
             self._drop()
         try:
             self._connect()
             self._write([command for commands in self._in_flight for command in commands])
             return self._answers()
+        except StoreUnavailableError:
+            raise
         except LOST as error:
             self._drop()
             raise StoreUnavailableError(f"no answer from Redis: {error}") from error
@@ -105,14 +119,17 @@ class Wire:
         self._drop()
         if isinstance(refusal, NoScriptError):
             raise refusal
+        if str(refusal).startswith("EPOCH"):
+            raise StoreChangedError(str(refusal)) from refusal
         raise StoreUnavailableError(f"Redis refused: {refusal}") from refusal
 
     def _connect(self) -> None:
         connection: Any = self._pool.make_connection()
         connection.connect()
         self._connection = connection
-        self._write([("SCRIPT", "LOAD", script.text) for script in ALL])
-        for _ in ALL:
+        greeting = [_command(self.greeting())] if self.greeting else []
+        self._write([*(("SCRIPT", "LOAD", script.text) for script in ALL), *greeting])
+        for _ in (*ALL, *greeting):
             connection.read_response()
 
     def _write(self, commands: Sequence[Command]) -> None:
@@ -123,6 +140,10 @@ class Wire:
         if self._connection is not None:
             self._connection.disconnect()
             self._connection = None
+
+
+def _command(call: ScriptCall) -> Command:
+    return ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.arguments)
 
 
 def _read(connection: Any) -> Any:

@@ -14,6 +14,8 @@ hard time limit                                    dead         time_limit    wh
 revoked or expired before it started               done                       at once
 revoked with ``terminate``                         done                       when the child is gone
 the pool's child was lost                          stalled      poison, when over its budget   at once
+the same, after its success or failure was stored  done, dead   failed        at once (F19)
+the lease was lost, or could not be counted on     stalled      poison, when over its budget   at once
 ``Retry`` raised without ``retry()``               done                       at once
 key that cannot be made, message unreadable        dead         invalid       at once
 the worker's own error around the task             dead         internal      at once
@@ -28,9 +30,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 
+from ..events import logger
 from ..leases.store import Ending
+from ..ledger import Stage
 from .target import describe
 
 
@@ -79,7 +84,33 @@ def end_of_report(report: Mapping[str, Any] | None) -> End | None:
         return None
     if "retry" in report:
         return End("retry", retry=report["retry"])
+    if "lost" in report:
+        return End("stalled", failure=report["lost"])
     return End("dead", failure=report["failure"])
+
+
+def as_it_was(held: Any, end: End) -> End:
+    """The end of a run whose process was lost: what it had come to before it died counts (F19)."""
+    stage = held.row.stage if held.row is not None else Stage.RUNNING
+    if end.outcome != "stalled" or stage is Stage.RUNNING or held.lost:
+        return end
+    if stage is Stage.SUCCEEDED:
+        return DONE
+    stored = _stored_result(held.request)
+    if stage is Stage.RETURNED:
+        return DONE if stored.get("status") == states.SUCCESS else end
+    if stored.get("status") == states.FAILURE:
+        return dead(Reason.FAILED, stored["result"], stored.get("traceback") or "")
+    return End("dead", failure=end.failure) if stage is Stage.FAILED else end
+
+
+def _stored_result(request: Any) -> Mapping[str, Any]:
+    try:
+        meta: Mapping[str, Any] = request.task.backend.get_task_meta(request.id, cache=False)
+    except Exception:
+        logger.exception("what a lost process had stored cannot be read")
+        return {}
+    return meta
 
 
 def end_of_exception(exc: BaseException, traceback: str) -> End:

@@ -58,7 +58,7 @@ class Intake:
             rank=self._rank(request.message.properties),
             limits=limits,
             lease_seconds=task.lease_seconds or self._settings.lease_seconds,
-            max_stalls=self._settings.max_stalls if task.max_stalls is None else task.max_stalls,
+            max_stalls=self._max_stalls(task),
             dedupe_seconds=0 if acked_by_store and not headers.get(REQUEUE_HEADER) else self._settings.dedupe_seconds,
             recorded=task.dead_letter,
             message="" if acked_by_store else Envelope.of_message(request.message).encode(),
@@ -105,13 +105,58 @@ class Intake:
         priority = max(0, min(LOWEST, int((properties or {}).get("priority") or 0)))
         return priority if self._redis_broker else LOWEST - priority
 
+    def record(self, held: Held) -> Admission:
+        """All that the store needs to know of a lease that it does not know."""
+        message = held.request.message if held.request is not None else self._message(held)
+        stored = held.grant.message if held.grant is not None else Envelope.of_message(message).encode()
+        headers = message.headers
+        name, task_id = headers.get("task", ""), headers.get("id", "")
+        task = self._app.tasks.get(name)
+        return Admission(
+            attempt=held.attempt,
+            queue=self.queue_of(message.delivery_info or {}),
+            task=name,
+            task_id=task_id,
+            rank=self._rank(message.properties),
+            limits=self._limits(task, message),
+            lease_seconds=held.lease_seconds,
+            max_stalls=self._max_stalls(task),
+            dedupe_seconds=self._settings.dedupe_seconds,
+            recorded=task is None or task.dead_letter,
+            message=stored if isinstance(stored, str) else stored.decode(),
+        )
+
+    def is_suspect(self, held: Held) -> bool:
+        """Whether an attempt has had all the stalls that it is allowed: one more, and it is poison."""
+        return held.grant is not None and 0 < self._max_stalls(held.request.task) <= held.grant.stalls
+
+    def _limits(self, task: Any, message: Message) -> str:
+        try:
+            args, kwargs, _ = message.payload
+            return str(task.limits_of_call(args, kwargs, message.headers.get(KEY_HEADER)))
+        except Exception:
+            # What has no valid key was admitted without one.
+            return ""
+
+    def _max_stalls(self, task: Any) -> int:
+        own = getattr(task, "max_stalls", None)
+        return self._settings.max_stalls if own is None else int(own)
+
     # Out: a grant becomes a request.
 
     def feed(self, held: Held) -> None:
         """Give a stored message to Celery's strategy. Raises what makes it unreadable."""
         assert held.grant is not None
+        message = self._message(held)
+        message.held = held
+        consumer = self._consumer
+        consumer.strategies[held.grant.task](message, None, _no_ack, _no_ack, consumer.on_task_message)
+
+    def _message(self, held: Held) -> Message:
+        """A grant's message as Celery would have received it."""
+        assert held.grant is not None
         envelope = Envelope.decode(held.grant.message)
-        message = Message(
+        return Message(
             body=envelope.body,
             content_type=envelope.content_type,
             content_encoding=envelope.content_encoding,
@@ -122,9 +167,6 @@ class Intake:
             delivery_tag=held.attempt,
             accept=self._consumer.task_consumer.accept,
         )
-        message.held = held
-        consumer = self._consumer
-        consumer.strategies[held.grant.task](message, None, _no_ack, _no_ack, consumer.on_task_message)
 
     # The end: a run's end becomes an ending.
 

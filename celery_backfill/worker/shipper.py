@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from ..deadletters.record import Fact, Failure, parse
 from ..errors import LetterRefusedError
 from ..events import emit
+from .outage import Outage
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -33,43 +32,6 @@ class Recorder(Protocol):
     """The letters as the shipper needs them."""
 
     def record(self, facts: Sequence[Fact]) -> Sequence[str]: ...
-
-
-class Outage:
-    """An ongoing trouble: how long to wait until the next try, and whether it is worth another line.
-
-    Waits grow from half a second to half a minute, with jitter; lines come at once, then after 10 s, 20 s, 40 s ...,
-    at most every ten minutes.
-    """
-
-    FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-    FIRST_SILENCE, LONGEST_SILENCE = 10.0, 600.0
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._tries = 0
-        self._began = self._next_line = self._silence = 0.0
-
-    def failed(self, error: BaseException) -> float:
-        """Note a failed try; answers the seconds to wait."""
-        now = self._clock()
-        if not self._tries:
-            self._began = self._next_line = now
-            self._silence = self.FIRST_SILENCE
-        if now >= self._next_line:
-            facts = {"seconds": round(now - self._began, 1), "error": f"{type(error).__name__}: {error}"}
-            emit("dead_letters_wait", logging.WARNING, **facts)
-            self._next_line = now + self._silence
-            self._silence = min(self.LONGEST_SILENCE, 2 * self._silence)
-        wait = min(self.LONGEST_WAIT, self.FIRST_WAIT * 2.0 ** min(self._tries, 16))
-        self._tries += 1
-        return wait * random.uniform(0.5, 1.0)
-
-    def over(self) -> None:
-        """Note a try that went well."""
-        if self._tries:
-            emit("dead_letters_flow", logging.WARNING, after_seconds=round(self._clock() - self._began, 1))
-        self._tries = 0
 
 
 class Shipper:
@@ -124,7 +86,7 @@ class Shipper:
         return self._ship(self._block_ms)
 
     def _run(self) -> None:
-        outage = Outage()
+        outage = Outage("dead_letters_wait", "dead_letters_flow")
         while not self._stopping.is_set():
             try:
                 self.ship()

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
-from celery import bootsteps
+from celery import bootsteps, signals
 
 from ..deadletters.store import Letters
+from ..doctor import start_findings
 from ..errors import ConfigurationError
 from ..events import emit
 from ..leases.outbox import Outbox
-from ..leases.store import LeaseStore
+from ..leases.store import Epoch, LeaseStore, Terms
 from ..leases.wire import Wire
+from ..ledger import share
 from ..settings import Settings
 from ..task import BackfillTask
 from .flush import keep_written_jobs
 from .gate import Gate
 from .heartbeat import Heartbeat
+from .inside import prepare_child
 from .intake import Intake
 from .lane import Lane
 from .prefetch import count_running, finish_reading
 from .request import LeasedRequest
 from .shipper import Shipper
 from .slots import CountedSlots, SemaphoreSlots, Slots
+from .stopper import Stopper
+from .timing import Timing
 from .wakers import LoopWaker, ThreadWaker
+from .witness import Presence, Witness
 
+#: How long the heartbeat's own connection waits for an answer; the gate's may not hold up the event loop.
+PATIENT_SECONDS = 1.0
 SETTLE_AT_END_SECONDS = 5.0
 SHIP_AT_END_SECONDS = 5.0
 
@@ -54,24 +63,49 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 task.check_declaration()
         except ConfigurationError as error:
             raise SystemExit(f"celery_backfill cannot start: {error}") from error
+        self.findings = start_findings(app, settings)
+        for finding in self.findings:
+            if finding.fatal:
+                raise SystemExit(f"celery_backfill cannot start: {finding.text}; {finding.advice}")
+        self._compose(worker, settings, tasks)
+        # Renewals go on until the pool has drained, however it is stopped.
+        pool.stop = _followed_by(pool.stop, self._pool_ended)
+        pool.terminate = _followed_by(pool.terminate, self._pool_ended)
+
+    def _compose(self, worker: Any, settings: Settings, tasks: list[BackfillTask]) -> None:
+        app, pool = worker.app, worker.pool
         name = f"{worker.hostname}/{uuid4().hex[:8]}"
+        leases = [task.lease_seconds or settings.lease_seconds for task in tasks]
+        timing = Timing(shortest=min(leases), longest=max(leases))
+        # Before the pool forks: its processes share both.
+        shared, self.presence = share(), Presence.open() if settings.early_recovery else Presence()
+        identity = self.presence.identity
+        terms = Terms(longest_lease=timing.longest, gap=timing.gap, host=identity.rsplit("/", 3)[0])
+        epoch = Epoch(Epoch.NONE)
         self.waker = LoopWaker(worker.hub, self._drain) if worker.hub else ThreadWaker(self._drain)
-        self.wires = (Wire(settings.redis_url), Wire(settings.redis_url))
+        self.wires = (Wire(settings.redis_url), Wire(settings.redis_url, timeout=PATIENT_SECONDS))
+        stores = [LeaseStore(wire, settings.namespace, epoch=epoch, terms=terms) for wire in self.wires]
+        lane = Lane(stores[0], name, timing, shared)
+        strict = any(task.is_strict for task in tasks)
+        self.stopper = Stopper(timing, lane.held, in_processes=_in_processes(pool), strict=strict)
         self.gate = worker.backfill_gate = Gate(
-            lane=Lane(LeaseStore(self.wires[0], settings.namespace), name),
+            lane=lane,
             slots=_slots(worker, self.waker),
             intake=Intake(app, settings, worker_name=worker.hostname, pool=pool),
             pool=pool,
+            stopper=self.stopper,
             wake=self.waker,
             due=self._due,
             defers=_ends_in_loop(worker),
         )
         self.heartbeat = Heartbeat(
-            store=LeaseStore(self.wires[1], settings.namespace),
+            store=stores[1],
             worker=name,
             holder=self.gate,
             tasks=tuple(task.name for task in tasks),
-            lease_seconds=min(task.lease_seconds or settings.lease_seconds for task in tasks),
+            timing=timing,
+            identity=identity,
+            is_gone=Witness().is_gone,
         )
         self.shipper = Shipper(
             outbox=Outbox.at(settings.redis_url, settings.namespace),
@@ -83,15 +117,16 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             "lease_seconds": settings.lease_seconds,
             "dedupe_seconds": settings.dedupe_seconds,
         }
-        # Renewals go on until the pool has drained, however it is stopped.
-        pool.stop = _followed_by(pool.stop, self._pool_ended)
-        pool.terminate = _followed_by(pool.terminate, self._pool_ended)
+        signals.worker_process_init.connect(prepare_child, weak=False)
 
     def start(self, worker: Any) -> None:
         keep_written_jobs(worker.pool)
         self.heartbeat.start()
+        self.stopper.start()
         self.shipper.start()
         emit("gate_ready", worker=worker.hostname, acks="a leased task is acked when the store has it", **self.about)
+        for finding in self.findings:
+            emit("start_check", finding.log_level, **finding.facts)
         if not worker.hub:
             self.waker.register()
 
@@ -115,12 +150,22 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.gate.pool_ended()
         until = monotonic() + SETTLE_AT_END_SECONDS
         while not self.gate.settle_rest() and monotonic() < until:
-            sleep(0.2)
-        self.heartbeat.stop()
+            sleep(0.1)
+        if self.gate.runs:
+            # In threads of this process, which Python waits for at its end: they keep their leases until then.
+            emit("runs_go_on", logging.WARNING, runs=self.gate.runs)
+            self.heartbeat.stop_when_empty(self._close)
+        else:
+            self.heartbeat.stop()
+            self._close()
+
+    def _close(self) -> None:
         self.shipper.stop(SHIP_AT_END_SECONDS)
+        self.stopper.close()
         self.waker.close()
         for wire in self.wires:
             wire.close()
+        self.presence.close()
 
 
 class LinkStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -143,6 +188,11 @@ def add_steps(app: Any) -> None:
 
 def _leased_tasks(app: Any) -> list[BackfillTask]:
     return [task for task in app.tasks.values() if isinstance(task, BackfillTask) and task.is_leased]
+
+
+def _in_processes(pool: Any) -> bool:
+    """Whether each run has a process of its own."""
+    return bool(getattr(pool, "uses_semaphore", False))
 
 
 def _ends_in_loop(worker: Any) -> bool:

@@ -74,10 +74,10 @@ class GatedPool:
         """Run ``trace`` inside our target. From here on the slot is the pool's, until the run has ended."""
         request = callback.__self__
         held = request.held
-        held.dispatched = True
+        ticket = request.gate.dispatch(held)
         try:
             return self._pool.apply_async(
-                run_leased, args=((held.attempt, held.token), trace, *args), callback=request.on_result, **options
+                run_leased, args=(ticket, trace, *args), callback=request.on_result, **options
             )
         except BaseException:
             held.dispatched = False

@@ -7,7 +7,7 @@ A retry that was swallowed, or asked for with ``throw=False``, reaches the worke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import current_app
@@ -15,30 +15,66 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.utils.encoding import safe_repr, safe_str
 
+from .. import ledger
+from ..ledger import Stage
 from ..run import Lease, Run, running
 from ..task import BackfillTask
+from .inside import Inside
+from .orphans import exit_if_orphaned
 
 MAX_TEXT = 64 * 1024
 CUT = "\n[cut]\n"
 
+
+class Ticket(NamedTuple):
+    """A lease as it goes to the process that runs it: its row in the ledger, and for a strict run its margin."""
+
+    attempt: str
+    token: int
+    row: int | None = None
+    margin: float | None = None
+
+
 Result = tuple[int, Any, float, dict[str, Any] | None]
 
 
-def run_leased(lease: tuple[str, int], trace: Callable[..., Any], name: str, task_id: str, *args: Any) -> Result:
+def run_leased(ticket: Ticket, trace: Callable[..., Any], name: str, task_id: str, *args: Any) -> Result:
     """Run one leased task; Celery's (failed, result, runtime) and a report, None for a plain success.
 
     Nothing is raised, so that every run ends in the worker's callback, on every pool.
     """
-    with running(Run(task_id, Lease(*lease))) as run:
+    lease = _lease(ticket)
+    inside = Inside(lease)
+    with running(Run(task_id, lease, inside=inside)) as run:
         try:
             failed, result, runtime = trace(name, task_id, *args)
         except Exception as error:
             info = ExceptionInfo()
             return 1, info, 0.0, {"failure": describe("internal", error, info.traceback)}
-    return failed, result, runtime, _report(run, failed, result, name)
+        finally:
+            # An exception sent to the run may have struck in the midst of its leaving.
+            inside.leave()
+        report = _report(run, failed, result, name)
+        if report is None and not failed:
+            lease.reach(Stage.SUCCEEDED)
+        elif report is not None and "failure" in report:
+            lease.reach(Stage.FAILED)
+    return failed, result, runtime, report
+
+
+def _lease(ticket: Ticket) -> Lease:
+    shared = ledger.shared
+    if shared is None:
+        return Lease(ticket.attempt, ticket.token)
+    if ledger.in_child():
+        exit_if_orphaned(shared.owner_pid)
+    row = None if ticket.row is None else shared.row(ticket.row, ticket.token)
+    return Lease(ticket.attempt, ticket.token, row, ticket.margin)
 
 
 def _report(run: Run, failed: int, result: Any, name: str) -> dict[str, Any] | None:
+    if run.lost is not None:
+        return {"lost": describe("poison", run.lost, "")}
     if run.retry is not None:
         retry = run.retry
         asked = {"delay": retry.delay, "message": retry.message, "limits": retry.limits, "rerouted": retry.rerouted}

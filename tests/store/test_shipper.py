@@ -16,7 +16,8 @@ from celery_backfill.deadletters.store import Letters
 from celery_backfill.errors import LetterRefusedError, LettersUnavailableError
 from celery_backfill.events import Event, subscribe, unsubscribe
 from celery_backfill.leases.outbox import Outbox
-from celery_backfill.worker.shipper import Outage, Shipper
+from celery_backfill.worker.outage import Outage
+from celery_backfill.worker.shipper import Shipper
 from tests.store.entries import Fields, failed, resolved
 from tests.waiting import wait_until
 
@@ -233,7 +234,7 @@ def test_stopping_during_an_outage_is_quick_and_loses_nothing(
 
 def test_an_hour_of_outage_is_a_dozen_lines(events: list[Event]) -> None:  # D1
     now = [0.0]
-    outage = Outage(clock=lambda: now[0])
+    outage = Outage("dead_letters_wait", "dead_letters_flow", clock=lambda: now[0])
     waits = []
     while now[0] < 3600:
         waits.append(outage.failed(ConnectionError("refused")))

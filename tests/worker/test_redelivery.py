@@ -104,6 +104,8 @@ def test_a_broker_reconnect_doubles_and_loses_nothing(
     for lost in (1, 2):
         _cut_broker(place, name)
         worker.wait_says("Connected to", lost + 1)
+        # Not while they are being read again: kombu loses what was popped for a connection that is cut (kombu#305).
+        wait_until(lambda: len(place.unacked()) >= 5, "they are prefetched again")
         assert place.inspector.counts().running == 3
     assert place.held(key) == 1
     place.touch(key)
@@ -120,8 +122,12 @@ def _cut_broker(place: Place, name: str) -> None:
     """Close a worker's connections to its broker; until it listens again."""
     cut = {client["id"] for client in _clients(place, name)}
     assert cut
-    for client_id in cut:
-        place.broker.client_kill_filter(_id=client_id)
+    # All at one moment, as a lost network does it. While a read goes on that its worker has given up, kombu itself
+    # would lose the message that it puts back for it to read (kombu#305).
+    with place.broker.pipeline(transaction=True) as pipe:
+        for client_id in cut:
+            pipe.execute_command("CLIENT", "KILL", "ID", client_id)
+        pipe.execute()
 
     def listens() -> bool:
         return any(client["cmd"] == "brpop" and client["id"] not in cut for client in _clients(place, name))

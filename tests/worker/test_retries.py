@@ -153,7 +153,7 @@ def _claim_and_give_back(place: Place, times: int) -> None:
     """As a worker does that is told to stop before what it was handed has started."""
     wire = Wire(place.environ["SHOP_REDIS_URL"])
     store = LeaseStore(wire, place.namespace)
-    store.register("tester", ["shop.flaky"])
+    store.join("tester", ["shop.flaky"])
     for number in range(times):
         (grant,) = store.claim(Call("tester", 2 * number + 1), 1, [place.queue]).grants
         store.settle(Call("tester", 2 * number + 2), grant.attempt, grant.token, Ending(outcome="back"))

@@ -8,14 +8,14 @@ local function runnable(queues)
   return 0
 end
 
--- The answer of admit, claim and settle, where a grant is five values: attempt, token, task, stalls, message.
+-- The answer of admit, claim and settle, where a grant is six values: attempt, token, task, stalls, message, lease.
 -- A grant that is no longer that token's is left out: a repeat tells what still holds.
 local function answer(status, token, due, more, grants)
   local whole = {status, token, due, more}
   for i = 1, #grants, 2 do
-    local record = redis.call('HMGET', P .. 'a:' .. grants[i], 'token', 'task', 'stalls', 'message')
+    local record = redis.call('HMGET', P .. 'a:' .. grants[i], 'token', 'task', 'stalls', 'message', 'lease')
     if record[1] == grants[i + 1] then
-      for _, value in ipairs({grants[i], grants[i + 1], record[2], record[3], record[4]}) do
+      for _, value in ipairs({grants[i], grants[i + 1], record[2], record[3], record[4], record[5]}) do
         whole[#whole + 1] = value
       end
     end

@@ -2,6 +2,7 @@
 --
 -- KEYS[1]  the namespace with its hash tag, "{backfill}:"; every key of the store begins with it
 -- ARGV[1]  the time in milliseconds, for tests; "" for the server's own clock
+-- ARGV[2]  the epoch that the caller has joined; "" for who holds no lease (tools)
 --
 -- Under the namespace:
 --   a:<attempt>         hash    the record of an attempt that is not settled
@@ -16,8 +17,14 @@
 --   w:<worker>          hash    attempt -> "token:nonce" of all leases of a worker
 --   r:<worker>          hash    the last two answers given to a worker, by nonce
 --   k:<worker>          set     the tasks a worker knows
+--   workers             zset    workers by their last renewal (ms)
+--   n:<host>            hash    worker -> identity of the workers of a host, for witnesses
+--   epoch               hash    id, the server's run id, the id before, when it began, when new work is safe (ms)
+--   awaited             set     workers that were alive before the epoch began and have not joined it yet
+--   pulse               hash    when anybody last renewed or swept, and when the last gap in that ended (ms)
 --   d:<attempt>         string  settled, while its broker may deliver it again
 --   outbox              stream  final failures and resolutions, on their way to PostgreSQL
+--   endings             stream  ends decided here, whose Celery side (result, errbacks, chord) is still to be done
 --   seq, token          string  the counters of arrivals and of fencing tokens
 local P = KEYS[1]
 
@@ -29,6 +36,17 @@ else
   micros = tonumber(ARGV[1]) * 1000
 end
 local now = math.floor(micros / 1000)
+
+-- The epoch changes when the server was restarted and when its data are gone (F26). Who calls from another epoch has to
+-- join again first, since its leases may be unknown here.
+local epoch = redis.call('HMGET', P .. 'epoch', 'id', 'safe_at')
+local another_epoch = ARGV[2] ~= '' and ARGV[2] ~= epoch[1]
+local ANOTHER_EPOCH = redis.error_reply('EPOCH the store was restarted or has lost its data: join again')
+
+-- In how many milliseconds something new may start: owners of leases come first.
+local function unsafe_for()
+  return epoch[2] and math.max(0, tonumber(epoch[2]) - now) or 0
+end
 
 local RANK = 1e13    -- a score is priority rank * RANK + arrival
 
@@ -99,7 +117,8 @@ local function grant(attempt, limits, worker, nonce, lease, ...)
   local token = next_token()
   redis.call('ZADD', P .. 'leases', now + lease, attempt)
   redis.call('HSET', P .. 'w:' .. worker, attempt, token .. ':' .. nonce)
-  redis.call('HSET', P .. 'a:' .. attempt, 'state', 'running', 'token', token, 'worker', worker, 'granted', now, ...)
+  redis.call('HSET', P .. 'a:' .. attempt,
+    'state', 'running', 'token', token, 'last', token, 'worker', worker, 'granted', now, ...)
   for _, limit in ipairs(limits) do
     redis.call('SADD', P .. 'h:' .. limit[1], attempt)
     refresh_key(limit[1])

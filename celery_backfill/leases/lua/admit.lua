@@ -5,15 +5,16 @@
 -- where broker and store are one Redis. The message is stored before it is acked.
 --
 -- KEYS  1 namespace   2 broker's unacked_index, 3 broker's unacked (both only with a delivery tag)
--- ARGV  1 time  2 worker  3 nonce  4 attempt  5 delivery tag or ""  6 queue  7 priority rank (0 first)
---       8 limits  9 lease ms  10 max stalls  11 ms to remember it once settled  12 task  13 task id
---       14 message, or "" to take the broker's own copy  15 "1" if its final failure is to be recorded
---       16 "1" if it shares its slot with the call before: where that one granted something, nothing is done
+-- ARGV  1 time  2 epoch  3 worker  4 nonce  5 attempt  6 delivery tag or ""  7 queue  8 priority rank (0 first)
+--       9 limits  10 lease ms  11 max stalls  12 ms to remember it once settled  13 task  14 task id
+--       15 message, or "" to take the broker's own copy  16 "1" if its final failure is to be recorded
+--       17 "1" if it shares its slot with the call before: where that one granted something, nothing is done
 -- Answer  {RUN, token, -1, 0} | {BLOCKED, "0", -1, runnable}
 --         | {DUPLICATE, ...} known already, or the repeat of a call whose lease is over
---         | {LATER, ...} the slot is taken | {GONE, ...} the broker has given the message to someone else | {OLD, ...}
-local worker, nonce, attempt, tag, queue = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+--         | {LATER, ...} the slot is taken, or (with a due time) nothing new may start yet | {GONE, ...} the broker has given the message to someone else | {OLD, ...}
+local worker, nonce, attempt, tag, queue = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
+if another_epoch then return ANOTHER_EPOCH end
 local repeated, granted = answered(worker, nonce)
 if repeated then
   -- A lease that was lost meanwhile is not started on: a repeat tells what still holds.
@@ -22,9 +23,11 @@ if repeated then
   end
   return repeated
 end
-if granted and ARGV[16] == '1' then return conclude(worker, nonce, 'LATER', '0', -1, 1, {}) end
+if granted and ARGV[17] == '1' then return conclude(worker, nonce, 'LATER', '0', -1, 1, {}) end
 
-local message = ARGV[14]
+if unsafe_for() > 0 then return {'LATER', '0', unsafe_for(), 1} end
+
+local message = ARGV[15]
 if tag ~= '' then
   local copy = redis.call('HGET', KEYS[3], tag)
   if not copy or redis.call('ZREM', KEYS[2], tag) == 0 then
@@ -38,12 +41,12 @@ if redis.call('EXISTS', P .. 'a:' .. attempt, P .. 'd:' .. attempt) > 0 then
   return conclude(worker, nonce, 'DUPLICATE', '0', -1, 0, {})
 end
 
-local limits, rank, lease = limits_of(ARGV[8]), tonumber(ARGV[7]), tonumber(ARGV[9])
+local limits, rank, lease = limits_of(ARGV[9]), tonumber(ARGV[8]), tonumber(ARGV[10])
 local score = arrival(rank)
 local function record()
-  return 'task', ARGV[12], 'task_id', ARGV[13], 'queue', queue, 'score', score, 'rank', rank, 'limits', ARGV[8],
-    'lease', lease, 'stalls', 0, 'max_stalls', ARGV[10], 'dedupe', ARGV[11], 'born', now, 'message', message,
-    'recorded', ARGV[15]
+  return 'task', ARGV[13], 'task_id', ARGV[14], 'queue', queue, 'score', score, 'rank', rank, 'limits', ARGV[9],
+    'lease', lease, 'stalls', 0, 'max_stalls', ARGV[11], 'dedupe', ARGV[12], 'born', now, 'message', message,
+    'recorded', ARGV[16]
 end
 
 -- Who comes later does not overtake those who wait in the same line, even while a permit is free for them.

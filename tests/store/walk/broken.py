@@ -188,20 +188,20 @@ GUARDS = [
         "'stalls', 1) > tonumber(record[7])",
         "'stalls', 0) > tonumber(record[7])",
     ),
-    guard("settle", "invariant 6: a letter", "without a limit", "    if ARGV[11] ~= '' then", "    if false then"),
+    guard("settle", "invariant 6: a letter", "without a limit", "    if ARGV[12] ~= '' then", "    if false then"),
     guard("settle", "settled is forgotten", "turns", "    forget(attempt, record[8])\n"),
     guard(
         "settle",
         "F12 a retry arrives anew",
         "turns",
-        "limits_of(ARGV[9]), arrival(tonumber(record[6])))",
+        "limits_of(ARGV[10]), arrival(tonumber(record[6])))",
         "limits, record[5])",
     ),
     guard(
         "settle",
         "a retry that waits is scheduled",
         "two at a time from two queues",
-        "if tonumber(ARGV[7]) > 0 then",
+        "if tonumber(ARGV[8]) > 0 then",
         "if false then",
     ),
     # Lines, permits and turns

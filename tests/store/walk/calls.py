@@ -106,7 +106,7 @@ class Caller:
         if asked.verb == "renew":
             _, lost = self._store.renew(asked.worker, asked.nonce, asked.held)
             return Reply("RENEWED", lost=tuple(lost))
-        _, recovered = self._store.recover()
+        recovered = self._store.recover().recovered
         return Reply("RECOVERED", recovered=tuple((found.attempt, found.verdict) for found in recovered))
 
     def _settle(self, call: Call, asked: Asked) -> Answer:

@@ -1,0 +1,11 @@
+-- What greet, adopt and join know of epochs.
+
+-- A caller that has joined an epoch this store never knew: the data were lost, and others may hold leases that are
+-- unknown here. So nothing new starts until they have either adopted them or run out of them.
+local function note_loss(joined, grace)
+  local known = redis.call('HMGET', P .. 'epoch', 'id', 'before', 'born', 'safe_at')
+  if known[1] and joined ~= '' and joined ~= known[1] and joined ~= known[2] then
+    local safe_at = math.max(tonumber(known[4]), known[3] + grace)
+    redis.call('HSET', P .. 'epoch', 'safe_at', string.format('%.0f', safe_at))
+  end
+end
