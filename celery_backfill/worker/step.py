@@ -14,12 +14,15 @@ from ..deadletters.store import Letters
 from ..doctor import start_findings
 from ..errors import ConfigurationError
 from ..events import emit
+from ..leases.endings import Endings
 from ..leases.outbox import Outbox
 from ..leases.store import Epoch, LeaseStore, Terms
 from ..leases.wire import Wire
 from ..ledger import share
 from ..settings import Settings
 from ..task import BackfillTask
+from .announcement import Site
+from .endings import Announcer, WorkerEvents
 from .flush import keep_written_jobs
 from .gate import Gate
 from .heartbeat import Heartbeat
@@ -39,6 +42,7 @@ from .witness import Presence, Witness
 PATIENT_SECONDS = 1.0
 SETTLE_AT_END_SECONDS = 5.0
 SHIP_AT_END_SECONDS = 5.0
+ANNOUNCE_AT_END_SECONDS = 5.0
 
 
 class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -112,6 +116,11 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             letters=Letters.at(settings.postgres_url),
             reader=name,
         )
+        self.announcer = Announcer(
+            site=Site(app, worker.hostname, WorkerEvents(worker)),
+            endings=Endings.at(settings.redis_url, settings.namespace),
+            reader=name,
+        )
         self.about = {
             "leased_tasks": len(tasks),
             "lease_seconds": settings.lease_seconds,
@@ -124,6 +133,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.heartbeat.start()
         self.stopper.start()
         self.shipper.start()
+        self.announcer.start()
         emit("gate_ready", worker=worker.hostname, acks="a leased task is acked when the store has it", **self.about)
         for finding in self.findings:
             emit("start_check", finding.log_level, **finding.facts)
@@ -160,7 +170,9 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._close()
 
     def _close(self) -> None:
+        self.announcer.stop(0)
         self.shipper.stop(SHIP_AT_END_SECONDS)
+        self.announcer.stop(ANNOUNCE_AT_END_SECONDS)
         self.stopper.close()
         self.waker.close()
         for wire in self.wires:

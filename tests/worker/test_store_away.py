@@ -84,6 +84,7 @@ def test_a_killed_store_that_is_back_has_lost_nothing(apart: Place, server: Redi
     assert [len(apart.marks.runs_of(task_id)) for task_id in ids] == [1] * len(ids)
     assert [apart.state(task_id) for task_id in ids] == ["SUCCESS"] * len(ids)
     assert largest_at_once(apart.marks.runs(key)) == 1
+    assert worker.says("action=store_changed leases_kept=")
     assert worker.says("action=store_back")
     assert not worker.says("lease_lost")
 
