@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from time import monotonic
 from typing import Any
@@ -94,21 +94,6 @@ class Gate:
         self._settling.finish(request, end)
         self._stopper.watch()
         self._wake()
-
-    def lost(self, leases: Sequence[tuple[str, int]]) -> None:
-        """(attempt, token) leases that a renewal found lost: another run has the attempt, or it was settled."""
-        for held in self._lane.mark_lost(leases):
-            if held.end is None:
-                emit("lease_lost", logging.WARNING, attempt=held.attempt, token=held.token)
-
-    def renewed(self, leases: Sequence[tuple[str, int]], sent: float) -> None:
-        """(attempt, token) leases renewed by a call sent at that monotonic time."""
-        self._lane.renewed(dict(leases), sent)
-        self._stopper.watch()
-
-    def enforce(self) -> None:
-        """Stop runs whose leases are lost."""
-        self._stopper.enforce()
 
     # What starts.
 
@@ -327,12 +312,7 @@ class Gate:
             if held.end is None and held not in waiting and self._intake.dropped(held):
                 self._settling.end(held, GIVEN_BACK)
 
-    # What the heartbeat asks.
-
-    @property
-    def waits_for_children(self) -> bool:
-        """Whether a run is marked as ended while its child process may still live."""
-        return self._settling.waits_for_children
+    # What is known of the store.
 
     @property
     def held(self) -> int:
@@ -340,20 +320,9 @@ class Gate:
         return len(self._lane)
 
     @property
-    def runs(self) -> int:
-        """How many runs the pool has."""
-        return sum(held.runs for held in self._lane.held())
-
-    def snapshot(self) -> tuple[int, list[tuple[str, int]]]:
-        """The last nonce answered and every lease held by then: what a renewal names."""
-        return self._lane.snapshot()
-
-    def records(self) -> Iterator[tuple[int, int, Admission]]:
-        """(token, stalls, whole record) of every lease held: what a store that lost its data is to adopt."""
-        for held in self._lane.held():
-            yield held.token, held.grant.stalls if held.grant else 0, self._intake.record(held)
-
-    # What is known of the store.
+    def waits_for_children(self) -> bool:
+        """Whether a run is marked as ended while its child process may still live."""
+        return self._settling.waits_for_children
 
     def hear(self, answer: Answer) -> None:
         """What an answer says of work to come."""

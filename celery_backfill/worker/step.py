@@ -26,6 +26,7 @@ from .endings import Announcer, WorkerEvents
 from .flush import keep_written_jobs
 from .gate import Gate
 from .heartbeat import Heartbeat
+from .holder import Holder
 from .inside import prepare_child
 from .intake import Intake
 from .lane import Lane
@@ -92,20 +93,22 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         lane = Lane(stores[0], name, timing, shared)
         strict = any(task.is_strict for task in tasks)
         self.stopper = Stopper(timing, lane.held, in_processes=_in_processes(pool), strict=strict)
+        intake = Intake(app, settings, worker_name=worker.hostname, pool=pool)
         self.gate = worker.backfill_gate = Gate(
             lane=lane,
             slots=_slots(worker, self.waker),
-            intake=Intake(app, settings, worker_name=worker.hostname, pool=pool),
+            intake=intake,
             pool=pool,
             stopper=self.stopper,
             wake=self.waker,
             due=self._due,
             defers=_ends_in_loop(worker),
         )
+        self.holder = Holder(lane=lane, intake=intake, stopper=self.stopper, gate=self.gate)
         self.heartbeat = Heartbeat(
             store=stores[1],
             worker=name,
-            holder=self.gate,
+            holder=self.holder,
             tasks=tuple(task.name for task in tasks),
             timing=timing,
             identity=identity,
@@ -161,9 +164,9 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         until = monotonic() + SETTLE_AT_END_SECONDS
         while not self.gate.settle_rest() and monotonic() < until:
             sleep(0.1)
-        if self.gate.runs:
+        if self.holder.runs:
             # In threads of this process, which Python waits for at its end: they keep their leases until then.
-            emit("runs_go_on", logging.WARNING, runs=self.gate.runs)
+            emit("runs_go_on", logging.WARNING, runs=self.holder.runs)
             self.heartbeat.stop_when_empty(self._close)
         else:
             self.heartbeat.stop()
