@@ -74,9 +74,13 @@ class Recovered(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """A new attempt, as its worker presents it. ``rank`` 0 goes first; an empty ``message`` means the broker's copy."""
+    """A new attempt, as its worker presents it. ``rank`` 0 goes first; an empty ``message`` means the broker's copy.
+
+    ``again`` is the name by which a redelivery of it will come, where that is another one.
+    """
 
     attempt: str
+    again: str = ""
     queue: str
     task: str
     task_id: str
@@ -173,14 +177,16 @@ class LeaseStore:
         (epoch,) = self._wire.run(self._greeting())
         return str(epoch.decode())
 
-    def adopt(self, worker: str, token: int, held: Admission, *, joined: str, stalls: int = 0) -> bool:
+    def adopt(self, worker: str, token: int, held: Admission, *, epoch: str = "", joined: str, stalls: int = 0) -> bool:
         """Bring a lease into an epoch that may not know it; False when it is lost. ``joined`` is the worker's last."""
         return bool(
-            self._run(
-                ADOPT, worker, joined, _ms(self._terms.longest_lease), held.attempt, token, held.queue, held.rank,
-                held.limits, _ms(held.lease_seconds), held.max_stalls, _ms(held.dedupe_seconds), held.task,
-                held.task_id, held.message, int(held.recorded), stalls,
-            )
+            self._wire.run(
+                self._call(
+                    ADOPT, epoch, worker, joined, _ms(self._terms.longest_lease), held.attempt, token, held.queue,
+                    held.rank, held.limits, _ms(held.lease_seconds), held.max_stalls, _ms(held.dedupe_seconds),
+                    held.task, held.task_id, held.message, int(held.recorded), stalls,
+                )
+            )[0]
         )  # fmt: skip
 
     def join(
@@ -267,8 +273,8 @@ class LeaseStore:
         return ScriptCall(script, self._keys, (self._now(), epoch, *arguments))
 
     def _epoch_of(self, script: Script) -> str:
-        """Leases are adopted before their worker has joined, and a worker leaves whatever epoch there is."""
-        return "" if script in (ADOPT, LEAVE) else self.epoch.name
+        """A worker leaves whatever epoch there is."""
+        return "" if script is LEAVE else self.epoch.name
 
     def _greeting(self) -> ScriptCall:
         return self._call(GREET, "", _ms(self._terms.longest_lease), _ms(JOIN_SECONDS), "", "")
@@ -277,7 +283,7 @@ class LeaseStore:
         arguments = (
             self._now(), self.epoch.name, call.worker, call.nonce, new.attempt, new.delivery_tag, new.queue, new.rank,
             new.limits, _ms(new.lease_seconds), new.max_stalls, _ms(new.dedupe_seconds), new.task, new.task_id,
-            new.message, int(new.recorded), int(new.shares_slot),
+            new.message, int(new.recorded), int(new.shares_slot), new.again,
         )  # fmt: skip
         return ScriptCall(ADMIT, self._keys_with_broker if new.delivery_tag else self._keys, arguments)
 

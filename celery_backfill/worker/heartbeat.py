@@ -129,7 +129,7 @@ class Heartbeat:
         kept: list[tuple[str, int]] = []
         lost: list[tuple[str, int]] = []
         for token, stalls, record in self._holder.records():
-            adopted = self._store.adopt(self._worker, token, record, joined=self._joined, stalls=stalls)
+            adopted = self._store.adopt(self._worker, token, record, epoch=epoch, joined=self._joined, stalls=stalls)
             (kept if adopted else lost).append((record.attempt, token))
         safe_in = self._store.join(self._worker, self._tasks, epoch=epoch, joined=self._joined, identity=self._identity)
         if self._joined and self._joined != epoch:

@@ -19,7 +19,8 @@
 --   k:<worker>          set     the tasks a worker knows
 --   workers             zset    workers by their last renewal (ms)
 --   n:<host>            hash    worker -> identity of the workers of a host, for witnesses
---   epoch               hash    id, the server's run id, the id before, when it began, when new work is safe (ms)
+--   epoch               hash    id, the server's run id, the id before, when it began, when new work is safe (ms), the
+--                               highest token adopted
 --   awaited             set     workers that were alive before the epoch began and have not joined it yet
 --   pulse               hash    when anybody last renewed or swept, and when the last gap in that ended (ms)
 --   d:<attempt>         string  settled, while its broker may deliver it again
@@ -39,7 +40,7 @@ local now = math.floor(micros / 1000)
 
 -- The epoch changes when the server was restarted and when its data are gone (F26). Who calls from another epoch has to
 -- join again first, since its leases may be unknown here.
-local epoch = redis.call('HMGET', P .. 'epoch', 'id', 'safe_at')
+local epoch = redis.call('HMGET', P .. 'epoch', 'id', 'safe_at', 'adopted')
 local another_epoch = ARGV[2] ~= '' and ARGV[2] ~= epoch[1]
 local ANOTHER_EPOCH = redis.error_reply('EPOCH the store was restarted or has lost its data: join again')
 
@@ -53,7 +54,7 @@ local RANK = 1e13    -- a score is priority rank * RANK + arrival
 -- F26: grows across a loss of the counter as well, since the clock went on.
 local function next_token()
   local last = tonumber(redis.call('GET', P .. 'token') or '0')
-  local token = string.format('%.0f', math.max(last + 1, micros))
+  local token = string.format('%.0f', math.max(last + 1, tonumber(epoch[3] or '0') + 1, micros))
   redis.call('SET', P .. 'token', token)
   return token
 end

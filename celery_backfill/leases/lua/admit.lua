@@ -9,6 +9,7 @@
 --       9 limits  10 lease ms  11 max stalls  12 ms to remember it once settled  13 task  14 task id
 --       15 message, or "" to take the broker's own copy  16 "1" if its final failure is to be recorded
 --       17 "1" if it shares its slot with the call before: where that one granted something, nothing is done
+--       18 the name by which a redelivery of it will come, or ""
 -- Answer  {RUN, token, -1, 0} | {BLOCKED, "0", -1, runnable}
 --         | {DUPLICATE, ...} known already, or the repeat of a call whose lease is over
 --         | {LATER, ...} the slot is taken, or (with a due time) nothing new may start yet | {GONE, ...} the broker has given the message to someone else | {OLD, ...}
@@ -40,6 +41,8 @@ end
 if redis.call('EXISTS', P .. 'a:' .. attempt, P .. 'd:' .. attempt) > 0 then
   return conclude(worker, nonce, 'DUPLICATE', '0', -1, 0, {})
 end
+-- F2: while the broker may deliver it again, that name is known.
+if ARGV[18] ~= '' then redis.call('SET', P .. 'd:' .. ARGV[18], '1', 'PX', ARGV[12]) end
 
 local limits, rank, lease = limits_of(ARGV[9]), tonumber(ARGV[8]), tonumber(ARGV[10])
 local score = arrival(rank)

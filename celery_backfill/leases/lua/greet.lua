@@ -15,22 +15,24 @@ if run == '' then
   uptime = string.match(info, 'uptime_in_seconds:(%d+)') or '0'
 end
 
-local known = redis.call('HMGET', P .. 'epoch', 'id', 'run')
+local known = redis.call('HMGET', P .. 'epoch', 'id', 'run', 'soon')
 if known[1] and known[2] == run then return known[1] end
 
 local id = string.format('%.0f', math.max(tonumber(known[1] or '0') + 1, micros))
-local safe_at = now + soon
+-- Owners whom an earlier loss keeps waiting for are waited for as long as then.
+soon = math.max(now + soon, tonumber(known[3] or '0'))
+local safe_at = soon
 if known[1] then
   local alive_since = (redis.call('HGET', P .. 'pulse', 'at') or now) - grace
   redis.call('DEL', P .. 'awaited')
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', alive_since, '+inf')) do
     redis.call('SADD', P .. 'awaited', worker)
-    safe_at = now + grace
+    safe_at = math.max(soon, now + grace)
   end
 elseif tonumber(uptime) * 1000 >= grace then
   -- The server did not lose this namespace by a restart within a lease: it is new here.
   safe_at = 0
 end
 redis.call('HSET', P .. 'epoch', 'id', id, 'run', run, 'before', known[1] or '', 'born', now,
-  'soon', now + soon, 'safe_at', string.format('%.0f', safe_at))
+  'soon', string.format('%.0f', soon), 'safe_at', string.format('%.0f', safe_at))
 return id

@@ -38,11 +38,11 @@ local function take_back(attempt)
   if verdict == 'POISON' then forget(attempt, record[10]) end
 end
 
--- One that could not be renewed since a gap has its whole length again, once a gap.
-local function has_grace(attempt, deadline)
+-- One that could not be renewed since a gap has its whole length again, from the end of the gap.
+local function has_grace(attempt)
   if gap == 0 then return false end
   local lease = tonumber(redis.call('HGET', P .. 'a:' .. attempt, 'lease'))
-  if tonumber(deadline) - lease >= gap or now >= gap + lease then return false end
+  if now >= gap + lease then return false end
   redis.call('ZADD', P .. 'leases', gap + lease, attempt)
   return true
 end
@@ -52,11 +52,13 @@ for i = 7, #ARGV do
   redis.call('HDEL', host, ARGV[i])
   redis.call('ZREM', P .. 'workers', ARGV[i])
   redis.call('SREM', P .. 'awaited', ARGV[i])
+  -- What it still asked for is handed on to nobody.
+  redis.call('DEL', P .. 'k:' .. ARGV[i])
 end
 
-local out = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[3])
-for i = 1, #out, 2 do
-  if not has_grace(out[i], out[i + 1]) then take_back(out[i]) end
+local out = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIMIT', 0, ARGV[3])
+for _, attempt in ipairs(out) do
+  if not has_grace(attempt) then take_back(attempt) end
 end
 
 redis.call('EXPIRE', host, ARGV[6])

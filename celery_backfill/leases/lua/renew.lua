@@ -35,8 +35,8 @@ for i = 1, #held, 2 do
   end
 end
 
-redis.call('ZADD', P .. 'workers', now, worker)
 redis.call('EXPIRE', P .. 'r:' .. worker, ARGV[5])
 local known = redis.call('EXPIRE', P .. 'k:' .. worker, ARGV[5])
+if known == 1 then redis.call('ZADD', P .. 'workers', now, worker) end
 table.insert(lost, 1, known)
 return lost

@@ -114,8 +114,8 @@ GUARDS = [
     ),
     guard("renew", "C4 the token in renew", "without a limit", "if record[1] == token then", "if record[1] then"),
     guard("renew", "C5 a lost lease is told", "without a limit", "lost[#lost + 1] = attempt"),
-    guard("_common", "F26 tokens grow", "turns", "math.max(last + 1, micros)", "micros"),
-    guard("_common", "F26 tokens grow over a loss", "the data are lost", "math.max(last + 1, micros)", "last + 1"),
+    guard("_common", "F26 tokens grow", "turns", "math.max(last + 1, ", "math.max("),
+    guard("_common", "F26 tokens grow over a loss", "the data are lost", "1, micros)", "1)"),
     guard("_common", "the token ends with the lease", "turns", "'score', score, 'token', '')", "'score', score)"),
     guard(
         "settle",
@@ -151,26 +151,25 @@ GUARDS = [
         "without a limit",
         "    wait_in_line(attempt, record[2], limits, record[3])\n",
     ),
-    guard("recover", "F24 only what ran out", "the data are lost", "'-inf', now,", "'-inf', '+inf',"),
+    guard("recover", "F24 only what ran out", "a crash", "'-inf', now, 'LIMIT'", "'-inf', '+inf', 'LIMIT'"),
     guard("recover", "recovered leases are released", "a line by priority", "  release(attempt, limits, record[1])\n"),
+    guard("_stall", "C10 stalls are counted", "a line by priority", "'stalls', 1) <=", "'stalls', 0) <="),
     guard(
-        "recover",
-        "C10 stalls are counted",
-        "a line by priority",
-        "'HINCRBY', P .. 'a:' .. attempt, 'stalls', 1)",
-        "'HLEN', P .. 'leases!')",
-    ),
-    guard(
-        "recover",
+        "_stall",
         "C10 the budget of stalls",
         "two slots, two leases pass",
-        "if stalls > tonumber(record[7]) then",
-        "if false then",
+        "'stalls', 1) <= tonumber(max_stalls)",
+        "'stalls', 1) > 0",
     ),
     guard(
-        "recover", "C10 poison is recorded", "two slots, two leases pass", "if record[9] == '1' then", "if false then"
+        "_stall", "C10 poison is recorded", "two slots, two leases pass", "  if letter ~= '' then", "  if false then"
     ),
-    guard("recover", "poison is forgotten", "two slots, two leases pass", "    forget(attempt, record[10])\n"),
+    guard(
+        "recover",
+        "poison is forgotten",
+        "two slots, two leases pass",
+        "  if verdict == 'POISON' then forget(attempt, record[10]) end\n",
+    ),
     guard("recover", "F12 recovered to its place", "a line by priority", "limits, record[6])", "limits, arrival(0))"),
     # Settling
     guard(
@@ -183,13 +182,52 @@ GUARDS = [
     guard("settle", "settled leases are released", "turns", "  release(attempt, limits, record[2])\n"),
     guard(
         "settle",
-        "stalls are counted",
+        "a stall goes back to its line",
         "without a limit",
-        "'stalls', 1) > tonumber(record[7])",
-        "'stalls', 0) > tonumber(record[7])",
+        "if stalled(attempt, worker, record[7]) then",
+        "if false then",
     ),
-    guard("settle", "invariant 6: a letter", "without a limit", "    if ARGV[12] ~= '' then", "    if false then"),
-    guard("settle", "settled is forgotten", "turns", "    forget(attempt, record[8])\n"),
+    guard("settle", "invariant 6: a letter", "every outcome", "    if ARGV[12] ~= '' then", "    if false then"),
+    guard("settle", "settled is forgotten", "turns", "    end\n    forget(attempt, record[8])\n", "    end\n"),
+    # Epochs, gaps, witnesses
+    guard(
+        "admit", "F26 no admission from another epoch", "the data are lost", "if another_epoch then", "if false then"
+    ),
+    guard("claim", "F26 no claim from another epoch", "a restart", "if another_epoch then", "if false then"),
+    guard("renew", "F26 no renewal from another epoch", "the data are lost", "if another_epoch then", "if false then"),
+    guard(
+        "admit", "C12 nothing is admitted too soon", "the data are lost", "if unsafe_for() > 0 then", "if false then"
+    ),
+    guard("_hand_on", "C12 nothing is handed on too soon", "a restart", "if wait > 0 then", "if false then"),
+    guard(
+        "recover",
+        "F24 a gap has a grace",
+        "a gap",
+        "  if gap == 0 then return false end",
+        "  if true then return false end",
+    ),
+    guard("recover", "F24 a grace ends", "a gap", "  if now >= gap + lease then return false end\n"),
+    guard(
+        "adopt",
+        "F26 a later token stays",
+        "a rollback",
+        ">= tonumber(token) then return 0 end",
+        "< 0 then return 0 end",
+    ),
+    guard(
+        "adopt",
+        "F26 what has ended stays so",
+        "a restart",
+        "elseif tonumber(redis.call('GET', P .. 'token') or '0') >= tonumber(token) then",
+        "elseif false then",
+    ),
+    guard(
+        "recover",
+        "F25 what the gone held is taken back",
+        "a witness",
+        "do take_back(attempt) end",
+        "do local _ = attempt end",
+    ),
     guard(
         "settle",
         "F12 a retry arrives anew",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery_backfill.leases.store import Admission, Answer, Call, Ending, LeaseStore
+from celery_backfill.leases.store import Admission, Answer, Call, Ending, Epoch, LeaseStore, Terms
 from celery_backfill.leases.wire import ScriptCall
 
 if TYPE_CHECKING:
@@ -12,10 +12,14 @@ if TYPE_CHECKING:
 
 NOW = 10**12
 LEASE_MS = 10_000
+GAP_MS = 2_500
 DELAY_MS = 1_000
 DEDUPE_SECONDS = 3600
 TASK = "shop.charge"
 LETTER = '{"reason":"failed"}'
+HOST = "host"
+SERVER = "this server"
+UPTIME_SECONDS = 3600
 
 OUTCOMES = {
     "done": Ending(outcome="done"),
@@ -26,7 +30,10 @@ OUTCOMES = {
 
 
 class Asked(NamedTuple):
-    """A call. ``held`` is what a renewal names, its ``nonce`` the last one answered; admissions may share a slot."""
+    """A call. ``held`` is what a renewal names, its ``nonce`` the last one answered; admissions may share a slot.
+
+    ``epoch`` is the one that the caller takes the store to be in (0: it does not say), ``joined`` the one before.
+    """
 
     verb: str
     worker: str = ""
@@ -37,6 +44,13 @@ class Asked(NamedTuple):
     want: int = 0
     held: tuple[tuple[str, int], ...] = ()
     shares: bool = False
+    epoch: int = 0
+    joined: int = 0
+    stalls: int = 0
+    gone: str = ""
+    """A worker that a witness found gone."""
+    young: bool = False
+    """Whether the server has just started."""
 
     @property
     def about(self) -> tuple[str, str, int, str]:
@@ -45,13 +59,19 @@ class Asked(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer in short. ``lost`` is a renewal's, ``recovered`` a sweep's (attempt, verdict)."""
+    """An answer in short. ``lost`` is a renewal's, ``recovered`` a sweep's (attempt, verdict).
+
+    ``token`` is the epoch where the store was greeted.
+    """
 
     status: str = ""
     token: int = 0
     grants: tuple[tuple[str, int], ...] = ()
     lost: tuple[str, ...] = ()
     recovered: tuple[tuple[str, str], ...] = ()
+
+
+REFUSED = Reply("EPOCH")
 
 
 class Tape:
@@ -80,7 +100,14 @@ class Caller:
         self._world = world
         broker_keys = (f"{{{namespace}}}:unacked_index", f"{{{namespace}}}:unacked")
         wire: Any = self._tape
-        self._store = LeaseStore(wire, namespace, clock=lambda: NOW, broker_keys=broker_keys)
+        terms = Terms(
+            longest_lease=LEASE_MS / 1000,
+            gap=GAP_MS / 1000 if world.gaps else 0.0,
+            host=HOST if world.witnesses else "",
+        )
+        self._store = LeaseStore(
+            wire, namespace, clock=lambda: NOW, broker_keys=broker_keys, epoch=Epoch(), terms=terms
+        )
 
     def command(self, asked: Asked) -> ScriptCall:
         self._tape.reply = self._tape.written = None
@@ -88,7 +115,11 @@ class Caller:
             self._send(asked)
         except Unanswered:
             assert self._tape.written is not None
-            return self._tape.written
+            written = self._tape.written
+            if asked.verb != "greet":
+                return written
+            server = (*written.arguments[:-2], SERVER, 0 if asked.young else UPTIME_SECONDS)
+            return written._replace(arguments=server)
         raise AssertionError(f"{asked.verb} asked the server nothing")
 
     def read(self, asked: Asked, reply: Any) -> Reply:
@@ -97,17 +128,40 @@ class Caller:
 
     def _send(self, asked: Asked) -> Reply:
         call = Call(asked.worker, asked.nonce)
+        self._store.epoch.name = _text(asked.epoch)
         if asked.verb == "admit":
             return _short(self._store.admit(call, self._admission(asked)))
         if asked.verb == "claim":
             return _short(self._store.claim(call, asked.want, self._world.queues))
         if asked.verb == "settle":
             return _short(self._settle(call, asked))
-        if asked.verb == "renew":
-            _, lost = self._store.renew(asked.worker, asked.nonce, asked.held)
-            return Reply("RENEWED", lost=tuple(lost))
-        recovered = self._store.recover().recovered
+        reply: Reply = getattr(self, f"_{asked.verb}")(asked)
+        return reply
+
+    def _renew(self, asked: Asked) -> Reply:
+        known, lost = self._store.renew(asked.worker, asked.nonce, asked.held)
+        return Reply("RENEWED" if known else "UNKNOWN", lost=tuple(lost))
+
+    def _recover(self, asked: Asked) -> Reply:
+        recovered = self._store.recover(gone=[asked.gone] if asked.gone else []).recovered
         return Reply("RECOVERED", recovered=tuple((found.attempt, found.verdict) for found in recovered))
+
+    def _greet(self, asked: Asked) -> Reply:
+        return Reply("GREETED", int(self._store.greet()))
+
+    def _adopt(self, asked: Asked) -> Reply:
+        epoch, joined, lease = _text(asked.epoch), _text(asked.joined), self._lease(asked)
+        kept = self._store.adopt(asked.worker, asked.token, lease, epoch=epoch, joined=joined, stalls=asked.stalls)
+        return Reply("KEPT" if kept else "LOST")
+
+    def _join(self, asked: Asked) -> Reply:
+        epoch, joined = _text(asked.epoch), _text(asked.joined)
+        self._store.join(asked.worker, [TASK], epoch=epoch, joined=joined, identity=asked.worker)
+        return Reply("JOINED")
+
+    def _leave(self, asked: Asked) -> Reply:
+        self._store.leave(asked.worker)
+        return Reply("LEFT")
 
     def _settle(self, call: Call, asked: Asked) -> Answer:
         ending = OUTCOMES.get(asked.outcome) or self._retry(asked)
@@ -119,6 +173,20 @@ class Caller:
         return Ending(outcome="retry", delay_seconds=delay, limits=self._world.limits_of(asked.attempt))
 
     def _admission(self, asked: Asked) -> Admission:
+        world = self._world
+        return self._attempt(
+            asked,
+            dedupe_seconds=0 if world.one_redis else DEDUPE_SECONDS,
+            message="" if world.one_redis else "message",
+            delivery_tag=asked.attempt if world.one_redis else "",
+            shares_slot=asked.shares,
+        )
+
+    def _lease(self, asked: Asked) -> Admission:
+        """What a store that does not know it is told of a lease."""
+        return self._attempt(asked, dedupe_seconds=DEDUPE_SECONDS, message="message")
+
+    def _attempt(self, asked: Asked, **own: Any) -> Admission:
         world, attempt = self._world, asked.attempt
         return Admission(
             attempt=attempt,
@@ -129,11 +197,12 @@ class Caller:
             limits=world.limits_of(attempt),
             lease_seconds=LEASE_MS / 1000,
             max_stalls=world.max_stalls,
-            dedupe_seconds=0 if world.one_redis else DEDUPE_SECONDS,
-            message="" if world.one_redis else "message",
-            delivery_tag=attempt if world.one_redis else "",
-            shares_slot=asked.shares,
+            **own,
         )
+
+
+def _text(epoch: int) -> str:
+    return str(epoch or "")
 
 
 def _short(answer: Answer) -> Reply:

@@ -1,62 +1,60 @@
 """Makes equal states the same: only what the scripts can tell apart is kept.
 
-They compare tokens for equality (that they grow is judged as it happens), arrivals and turns among themselves, the
-nonces of one worker among themselves, and times with now. Workers are interchangeable.
+They compare tokens for equality (that they grow is judged as it happens) and, when one is adopted, with each other;
+arrivals and turns among themselves, the nonces of one worker among themselves, and times with now. Workers are
+interchangeable.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from .calls import NOW, Asked
+from . import numbers
+from .calls import LEASE_MS, NOW, Asked
+from .effects import ANSWERED
+from .numbers import LAST, Nonces, Numbers, nonces_of, numbers_of
 from .stored import Holding, Stored
-from .world import State, Worker, name_of
+from .world import NOTHING, Prior, State, Worker, World, name_of
 
-TOKENS = NOW * 1000 + 1
-COUNTER = TOKENS + 1000
-STALE = NOW * 1000 - 1
-LAST = 100
 UNASKED = "UNASKED 0 0 "
 RANK = 10**13
 IDLE = Worker()
-
-
-class Nonces(NamedTuple):
-    """New numbers for one worker's nonces, and its new name. Order, neighbours, and odd and even stay as they are."""
-
-    name: str
-    last: int
-    numbers: tuple[tuple[int, int], ...]
-    renewals: tuple[int, ...]
-    """The last answered nonces that renewals name or will name."""
-    open_calls: tuple[tuple[int, str], ...]
-    """The calls that may still come, by nonce, each with the attempt it may admit."""
-    speaks: bool
-    """Whether any call of this worker can still come."""
-
-    def of(self, nonce: int) -> int:
-        """The number of the first nonce that matters and is not lower."""
-        return next((number for known, number in self.numbers if nonce <= known), self.numbers[-1][1] + 1)
-
-    def seen(self, nonce: int) -> int:
-        """As far as renewals can tell."""
-        if nonce > self.last:
-            return self.of(nonce)
-        later = sum(nonce <= known for known in self.renewals)
-        return LAST + 1 - later
-
+NOT_KEPT = ("outbox", "endings")
+LONG_AGO = str(NOW - LEASE_MS)
 
 Names = tuple[tuple[str, Nonces], ...]
-Passed = tuple[str, ...]
 
 
-def fold(state: State, stored: Stored, passed: Passed = ()) -> tuple[State, Stored]:
-    """The state that stands for all equal ones, and what its server holds. ``passed``: whose times have come."""
-    folded = [_fold(state, stored, order, passed) for order in _orders(state)]
+def fold(world: World, state: State, stored: Stored) -> tuple[State, Stored]:
+    """The state that stands for all equal ones, and what its server holds."""
+    if world.epochs:
+        state = _plainer(state, stored)
+    folded = [_fold(world, state, stored, order) for order in _orders(state)]
     return min(folded, key=lambda found: found[0])
+
+
+def _plainer(state: State, stored: Stored) -> State:
+    """A call that was refused, and never sent before, might as well not have been made."""
+    texts = [stored, *(_stored(prior.text) for prior in state.priors)]
+    workers = []
+    for slot, worker in enumerate(state.workers):
+        name = name_of(slot, worker.generation)
+        kept = (nonce for text in texts for nonce in text.answers.get(name, ()))
+        late = (asked.nonce for asked in state.late if asked.worker == name and asked.verb in ANSWERED)
+        if worker.doubt.verb and all(nonce <= worker.last for nonce in (*kept, *late)):
+            worker = worker._replace(doubt=NOTHING)
+        if worker.out and not worker.greeted and not state.cut and stored.epoch > 0 and not _changes(state):
+            # The store would only tell which epoch it is.
+            worker = worker._replace(greeted=stored.epoch)
+        workers.append(worker)
+    return state._replace(workers=tuple(workers))
+
+
+def _changes(state: State) -> bool:
+    """Whether the epoch may change any more."""
+    return bool(state.budget.restarts or state.budget.rollbacks or state.budget.losses)
 
 
 def _orders(state: State) -> list[tuple[int, ...]]:
@@ -71,86 +69,96 @@ def _orders(state: State) -> list[tuple[int, ...]]:
 
 def _looks(worker: Worker) -> tuple[Any, ...]:
     runs = sorted((run.attempt, run.ended) for run in worker.runs)
-    return worker.generation, sorted(worker.copies), runs, worker.doubt.verb, worker.doubt.attempt
+    joins = worker.joined, worker.out, worker.greeted
+    return worker.generation, sorted(worker.copies), runs, worker.doubt.verb, worker.doubt.attempt, joins
 
 
-def _fold(state: State, stored: Stored, order: tuple[int, ...], passed: Passed) -> tuple[State, Stored]:
+def _fold(world: World, state: State, stored: Stored, order: tuple[int, ...]) -> tuple[State, Stored]:
+    texts = [stored, *(_stored(prior.text) for prior in state.priors)]
     nonces = {
-        name_of(slot, generation): _nonces(state, stored, slot, generation, order[slot])
+        name_of(slot, generation): nonces_of(state, texts, slot, generation, order[slot])
         for slot, worker in enumerate(state.workers)
         for generation in range(worker.generation + 1)
     }
-    folded = _text(stored, tuple(nonces.items()), passed)
-    workers = [_worker(state.workers[order.index(slot)], stored, nonces) for slot in range(len(order))]
-    late = tuple(sorted(_call(asked, stored, nonces) for asked in state.late))
-    return state._replace(text=folded.text, workers=tuple(workers), late=late, queue=tuple(sorted(state.queue))), folded
-
-
-def _nonces(state: State, stored: Stored, slot: int, generation: int, new_slot: int) -> Nonces:
-    old, worker = name_of(slot, generation), state.workers[slot]
-    lives = generation == worker.generation
-    mine = (worker.doubt, worker.following) if lives else ()
-    late = (asked for asked in state.late if asked.worker == old)
-    open_calls = tuple(asked for asked in (*mine, *late) if asked.verb)
-    last = worker.last if lives else max((asked.nonce for asked in open_calls), default=LAST)
-    kept = tuple(sorted(stored.answers.get(old, ())))
-    return _numbered(name_of(new_slot, generation), last, open_calls, kept, lives)
-
-
-@cache
-def _numbered(new: str, last: int, open_calls: tuple[Asked, ...], kept: tuple[int, ...], lives: bool) -> Nonces:
-    renewals = {last, *(asked.nonce for asked in open_calls if asked.verb == "renew")}
-    calls = {nonce: attempt for asked in open_calls if asked.verb != "renew" for nonce, attempt in _nonces_of(asked)}
-    numbers = _nearer(sorted({last, *calls, *(kept if calls else ())}), last)
-    return Nonces(new, last, numbers, tuple(sorted(renewals)), tuple(sorted(calls.items())), lives or bool(open_calls))
-
-
-def _nearer(nonces: list[int], last: int) -> tuple[tuple[int, int], ...]:
-    """Each nonce with its new number; gaps are closed."""
-    numbers = [0]
-    for lower, higher in itertools.pairwise(nonces):
-        gap = higher - lower
-        numbers.append(numbers[-1] + (gap if gap < 4 else 2 + gap % 2))
-    shift = LAST - numbers[nonces.index(last)]
-    return tuple((nonce, number + shift) for nonce, number in zip(nonces, numbers, strict=True))
-
-
-def _nonces_of(asked: Asked) -> list[tuple[int, str]]:
-    if asked.verb == "pair":
-        return [(asked.nonce, asked.attempt), (asked.nonce - 1, "")]
-    return [(asked.nonce, asked.attempt if asked.verb == "admit" else "")]
-
-
-def _worker(worker: Worker, stored: Stored, nonces: dict[str, Nonces]) -> Worker:
-    if worker == IDLE:
-        return worker
-    return worker._replace(
-        last=LAST,
-        doubt=_call(worker.doubt, stored, nonces) if worker.doubt.verb else worker.doubt,
-        following=_call(worker.following, stored, nonces) if worker.following.verb else worker.following,
-        granted=tuple((attempt, _token(stored, attempt, token)) for attempt, token in worker.granted),
-        copies=tuple(sorted(worker.copies)),
-        book=tuple(sorted((attempt, _token(stored, attempt, token)) for attempt, token in worker.book)),
-        runs=tuple(sorted(run._replace(token=_token(stored, run.attempt, run.token)) for run in worker.runs)),
+    view = _View(nonces, numbers_of(world, state, texts))
+    names, keeps = tuple(nonces.items()), _Keeps(gaps=world.gaps, workers=_awaits(state))
+    folded, *older = (_text(text, names, view.numbers, keeps) for text in texts)
+    state = state._replace(
+        text=folded.text,
+        workers=tuple(view.worker(state.workers[order.index(slot)]) for slot in range(len(order))),
+        late=tuple(sorted(map(view.late, state.late))),
+        queue=tuple(sorted(state.queue)),
+        unstored=view.leases(state.unstored),
+        doubtful=view.leases(tuple(lease for lease in state.doubtful if lease in stored.tokens.items())),
+        priors=tuple(Prior(text.text, prior.fates) for text, prior in zip(older, state.priors, strict=True)),
     )
+    return state, folded
 
 
-def _call(asked: Asked, stored: Stored, nonces: dict[str, Nonces]) -> Asked:
-    of = nonces[asked.worker]
-    held = tuple(sorted((attempt, _token(stored, attempt, token)) for attempt, token in asked.held))
-    about = asked.outcome if asked.verb == "pair" else asked.attempt
-    token = _token(stored, about, asked.token) if asked.token else 0
-    nonce = of.seen(asked.nonce) if asked.verb == "renew" else of.of(asked.nonce)
-    return asked._replace(worker=of.name, nonce=nonce, token=token, held=held)
+def _awaits(state: State) -> bool:
+    """Whether it matters who has been seen: a restart awaits them."""
+    return _changes(state) or state.cut or bool(state.unstored)
 
 
-def _token(stored: Stored, attempt: str, token: int) -> int:
-    return TOKENS + ord(attempt[0]) if stored.tokens.get(attempt) == token else STALE
+class _Keeps(tuple[bool, bool]):
+    """Which of the store's own notes matter."""
+
+    def __new__(cls, *, gaps: bool, workers: bool) -> _Keeps:
+        return super().__new__(cls, (gaps, workers))
+
+    @property
+    def dropped(self) -> set[str]:
+        gaps, workers = self
+        return {*NOT_KEPT, *(() if gaps else ("pulse",)), *(() if workers else ("workers",))}
+
+
+class _View:
+    """Folds what workers know."""
+
+    def __init__(self, nonces: dict[str, Nonces], numbers: Numbers) -> None:
+        self._nonces, self.numbers = nonces, numbers
+
+    def leases(self, leases: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        return tuple(sorted((attempt, self.numbers.token(attempt, token)) for attempt, token in leases))
+
+    def worker(self, worker: Worker) -> Worker:
+        if worker == IDLE:
+            return worker
+        token, epoch = self.numbers.token, self.numbers.epoch
+        return worker._replace(
+            last=LAST,
+            doubt=self._call(worker.doubt)._replace(epoch=0) if worker.doubt.verb else NOTHING,
+            following=self._call(worker.following) if worker.following.verb else NOTHING,
+            granted=tuple((attempt, token(attempt, own)) for attempt, own in worker.granted),
+            copies=tuple(sorted(worker.copies)),
+            book=self.leases(worker.book),
+            runs=tuple(sorted(run._replace(token=token(run.attempt, run.token)) for run in worker.runs)),
+            joined=epoch(worker.joined),
+            greeted=epoch(worker.greeted),
+            kept=self.leases(worker.kept),
+            refused=self.leases(worker.refused),
+        )
+
+    def late(self, asked: Asked) -> Asked:
+        return self._call(asked)
+
+    def _call(self, asked: Asked) -> Asked:
+        of = self._nonces[asked.worker]
+        about = asked.outcome if asked.verb == "pair" else asked.attempt
+        nonce = of.seen(asked.nonce) if asked.verb == "renew" else of.of(asked.nonce)
+        return asked._replace(
+            worker=of.name,
+            nonce=0 if asked.verb in numbers.UNNUMBERED else nonce,
+            token=self.numbers.token(about, asked.token) if asked.token else 0,
+            held=self.leases(asked.held),
+            epoch=self.numbers.epoch(asked.epoch),
+            joined=self.numbers.epoch(asked.joined),
+        )
 
 
 @cache
-def _text(stored: Stored, names: Names, passed: Passed) -> Stored:
-    return _Page(stored, dict(names), passed).folded()
+def _text(stored: Stored, names: Names, numbered: Numbers, keeps: _Keeps) -> Stored:
+    return _Page(stored, dict(names), numbered, keeps).folded()
 
 
 @cache
@@ -160,15 +168,16 @@ def _stored(text: str) -> Stored:
 
 def forget() -> None:
     """Drop what was kept to fold faster."""
-    for kept in (_text, _stored, _numbered):
+    for kept in (_text, _stored):
         kept.cache_clear()
+    numbers.forget()
 
 
 class _Page:
     """Folds what one server holds."""
 
-    def __init__(self, stored: Stored, nonces: dict[str, Nonces], passed: Passed) -> None:
-        self._stored, self._nonces, self._passed = stored, nonces, passed
+    def __init__(self, stored: Stored, nonces: dict[str, Nonces], numbered: Numbers, keeps: _Keeps) -> None:
+        self._stored, self._nonces, self._numbers, self._dropped = stored, nonces, numbered, keeps.dropped
         places = [record["score"] for record in stored.records.values() if record["state"] != "scheduled"]
         scores = [int(float(score)) for score in places]
         self._arrivals = _ranks([score % RANK for score in scores])
@@ -180,8 +189,10 @@ class _Page:
 
     def _entry(self, name: str) -> tuple[str, tuple[str, list[str]]] | None:
         value, kind = self._stored.entries[name], self._stored.kinds[name]
-        if name == "outbox":
+        if name in self._dropped:
             return None
+        if name == "awaited":
+            return name, (kind, sorted(self._nonces[worker].name for worker in value))
         if kind == "set":
             known = name.startswith("k:") and not self._nonces[name[2:]].speaks
             return None if known else (self._renamed(name), (kind, sorted(value)))
@@ -197,7 +208,7 @@ class _Page:
 
     def _counter(self, name: str, value: str) -> str:
         if name == "token":
-            return str(COUNTER)
+            return str(self._numbers.counter(int(value)))
         return str(max(len(self._arrivals), len(self._turns))) if name == "seq" else value
 
     def _pairs(self, name: str, value: dict[str, str]) -> dict[str, str]:
@@ -212,32 +223,47 @@ class _Page:
             return {key: str(self._turns[int(float(turn))]) for key, turn in value.items()}
         if start == "l:":
             return {attempt: self._score(score) for attempt, score in value.items()}
+        if start == "n:":
+            return {self._nonces[worker].name: "" for worker in value}
         if name in ("leases", "sched"):
-            return {attempt: self._time(attempt, time) for attempt, time in value.items()}
-        return value
+            return {attempt: str(int(float(time))) for attempt, time in value.items()}
+        if name == "workers":
+            return {self._nonces[worker].name: str(NOW) for worker in value}
+        return self._epoch(value) if name == "epoch" else value
 
     def _held(self, worker: str) -> list[tuple[str, Holding]]:
         return list(self._stored.held[worker].items())
 
     def _record(self, attempt: str, record: dict[str, str]) -> dict[str, str]:
-        token = record.get("token")
-        now = {"score": self._score(record["score"]), "granted": "", "born": ""}
+        token, last = record.get("token"), record.get("last")
+        now = {"score": self._score(record["score"]), "granted": "", "born": "", "lost_on": ""}
         if token:
-            now["token"] = str(_token(self._stored, attempt, int(token)))
+            now["token"] = str(self._numbers.token(attempt, int(token)))
+        told = last and last != "0" and attempt in self._numbers.told
+        now["last"] = str(self._numbers.token(attempt, int(last))) if told else "0"
         now["worker"] = self._nonces[record["worker"]].name if token else ""
         if record.get("state") == "scheduled":
             now["score"] = "0"
         return {**record, **now}
 
+    def _epoch(self, epoch: dict[str, str]) -> dict[str, str]:
+        times = {field: int(epoch.get(field) or 0) for field in ("born", "soon", "safe_at", "id", "before", "adopted")}
+        now = {field: str(times[field] if times[field] > NOW else 0) for field in ("soon", "safe_at")}
+        now["born"] = str(max(times["born"], NOW - LEASE_MS))
+        now["id"] = str(self._numbers.epoch(times["id"]))
+        now["before"] = str(self._numbers.epoch(times["before"]) or "")
+        now["adopted"] = str(self._numbers.counter(times["adopted"]))
+        return {**epoch, **now}
+
     def _note(self, nonces: Nonces, attempt: str, note: Holding) -> str:
         nonce = nonces.seen(note.nonce) if nonces.speaks else LAST
-        return f"{_token(self._stored, attempt, note.token)}:{nonce}"
+        return f"{self._numbers.token(attempt, note.token)}:{nonce}"
 
     def _answers(self, nonces: Nonces, kept: dict[str, str]) -> dict[str, str]:
         """The answers kept, where a call may come that they matter to; even and odd trade places if they must."""
         folded, calls = {}, dict(nonces.open_calls)
         for place in (0, 1) if calls else ():
-            if f"n{place}" not in kept:
+            if f"answer{place}" not in kept:
                 continue
             old = int(kept[f"n{place}"])
             new, matters = nonces.of(old), old in calls or old + 1 in calls
@@ -249,18 +275,15 @@ class _Page:
     def _answer(self, answer: str, admitted: str) -> str:
         status, token, more, grants = answer.split(" ", 3)
         if token != "0":
-            token = str(_token(self._stored, admitted, int(token)))
+            token = str(self._numbers.token(admitted, int(token)))
         flat = json.loads(grants or "[]")
         held = zip(flat[::2], flat[1::2], strict=True)
-        again = [value for name, old in held for value in (name, str(_token(self._stored, name, int(old))))]
+        again = [value for name, old in held for value in (name, str(self._numbers.token(name, int(old))))]
         return f"{status} {token} {more} " + (json.dumps(again) if again else "")
 
     def _score(self, score: str) -> str:
         number = int(float(score))
         return str(number - number % RANK + self._arrivals.get(number % RANK, 0))
-
-    def _time(self, attempt: str, time: str) -> str:
-        return str(NOW - 1) if attempt in self._passed else str(int(float(time)))
 
 
 def _ranks(values: list[int]) -> dict[int, int]:

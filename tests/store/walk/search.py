@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 from celery_backfill.leases.script import Script
 
 from .calls import Asked, Reply
-from .effects import Effect, Judge, effect_of
-from .events import answer, first_state, happen, wrong_between, wrong_with_change
+from .effects import Effect, effect_of
+from .events import answer, first_state, happen
 from .fold import fold, forget
 from .invariants import wrong_with
+from .judge import Judge
+from .moves import moves
+from .promises import wrong_between, wrong_with_change
 from .server import Server
 from .stored import Stored
-from .world import HELD, Move, State, World, moves
+from .world import HELD, Move, State, World
 
 CALM_STEPS = 60
 
@@ -79,7 +82,7 @@ class Walk:
         return Figures(self.world.name, len(self._from), self.transitions, len(self._done), seconds)
 
     def start(self) -> State:
-        state, stored = fold(*first_state(self.world))
+        state, stored = fold(self.world, *first_state(self.world))
         self._stored[state.text] = stored
         self._from[state] = (None, None)
         return state
@@ -121,13 +124,12 @@ class Walk:
     def reach(self, state: State, move: Move) -> State:
         """Where a move leads; its call must have been asked. Raises ``Broken``."""
         self.transitions += 1
-        passed: tuple[str, ...] = ()
         try:
             if move.asked is None or move.how == "unheard":
-                moved, stored, passed = happen(self.world, state, self._stored[state.text], move)
+                moved, stored = happen(self.world, state, self._stored[state.text], move)
             else:
                 moved, stored = self._answered(state, move, self._done[state.text, move.asked])
-            folded, stored = fold(moved, stored, passed)
+            folded, stored = fold(self.world, moved, stored)
             wrong = [] if folded in self._from else list(wrong_between(self.world, folded, stored))
         except AssertionError as error:
             wrong = [str(error)]
@@ -137,10 +139,12 @@ class Walk:
         return folded
 
     def _answered(self, state: State, move: Move, done: Done) -> tuple[State, Stored]:
-        wrong = [*done.wrong, *wrong_with_change(state, move, done.reply, done.effect, done.after)]
+        wrong = [*done.wrong, *wrong_with_change(self.world, state, move, done.reply, done.effect, done.after)]
         if wrong:
             raise AssertionError("\n".join(wrong))
-        return answer(self.world, state, move, done.reply, done.effect), done.after
+        before = self._stored[state.text]
+        changed = done.after.entries != before.entries
+        return answer(self.world, state, before, move, done.reply, done.effect, changed=changed), done.after
 
     def _judged(self, before: Stored, asked: Asked, reply: Any, after: Stored) -> Done:
         if isinstance(reply, Exception):
@@ -190,9 +194,14 @@ def _uncollected() -> Iterator[None]:
 
 
 CALM = (
+    "greet",
+    "adopt",
+    "join",
+    "it is safe soon",
     "follow",
     "settle",
     "recover",
+    "witness",
     "restore",
     "deliver",
     "admit",

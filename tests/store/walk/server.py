@@ -13,7 +13,7 @@ from celery_backfill.leases import script
 from celery_backfill.leases.script import Script
 from celery_backfill.leases.wire import ScriptCall
 
-from .calls import DEDUPE_SECONDS, Asked, Caller
+from .calls import DEDUPE_SECONDS, REFUSED, Asked, Caller
 from .stored import Stored
 from .world import World
 
@@ -56,7 +56,7 @@ class Server:
 
     def _answer(self, asked: Asked, reply: Any) -> Any:
         if isinstance(reply, ResponseError):
-            return reply
+            return REFUSED if str(reply).startswith("EPOCH ") else reply
         try:
             return self._caller.read(asked, reply)
         except (AttributeError, TypeError, ValueError) as error:

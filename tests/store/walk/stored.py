@@ -33,12 +33,17 @@ class Stored:
             for worker, notes in self._under("w:").items()
         }
         self.answers: dict[str, dict[int, str]] = {
-            worker: {int(kept[f"n{place}"]): kept[f"answer{place}"] for place in "01" if f"n{place}" in kept}
+            worker: {int(kept[f"n{place}"]): kept[f"answer{place}"] for place in "01" if f"answer{place}" in kept}
             for worker, kept in self._under("r:").items()
         }
         self.leases: dict[str, int] = _scores(self.entries.get("leases", {}))
         self.sched: dict[str, int] = _scores(self.entries.get("sched", {}))
         self.outbox: list[dict[str, str]] = self.entries.get("outbox", [])
+        self.endings: list[dict[str, str]] = self.entries.get("endings", [])
+        #: An epoch that no worker can have joined stands for none.
+        self.epoch = int(self.entries.get("epoch", {}).get("id", -1))
+        self.awaited: frozenset[str] = self.entries.get("awaited", frozenset())
+        self.seen: frozenset[str] = frozenset(self.entries.get("workers", ()))
 
     def having(self, name: str, entry: tuple[str, list[str]]) -> Stored:
         """The same with one entry more, or another, or without it if it is empty."""
@@ -64,9 +69,30 @@ class Stored:
         """The delivery tags that the broker waits to have acked."""
         return frozenset(self.entries.get("unacked", {}))
 
+    def of_epoch(self, field: str) -> int:
+        """A time or an epoch that the store notes about its own."""
+        return int(self.entries.get("epoch", {}).get(field) or 0)
+
+    def of_pulse(self, field: str) -> int:
+        """When anybody was last heard of (``at``), and when silence ended (``gap``)."""
+        return int(self.entries.get("pulse", {}).get(field) or 0)
+
+    def noting(self, name: str, **fields: int | str) -> Stored:
+        """The same with other fields in a hash, if it is there."""
+        known = self.entries.get(name)
+        if not known:
+            return self
+        told = {**known, **{field: str(value) for field, value in fields.items()}}
+        return self.having(name, ("hash", [value for pair in told.items() for value in pair]))
+
     @property
     def token(self) -> int:
         return int(self.entries.get("token", ("0",))[0])
+
+    @property
+    def adopted(self) -> int:
+        """The highest token that was adopted."""
+        return self.of_epoch("adopted")
 
     @property
     def seq(self) -> int:

@@ -1,19 +1,20 @@
-"""A small world: what it has, what state it can be in, and what can happen next in a state."""
+"""A small world: what it has, and what state it can be in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
 from celery_backfill.leases.store import encode_limits
 
-from .calls import NOW, Asked
-from .stored import Stored
+from .calls import Asked
 
 FRESH, HELD, LOST = "fresh", "held", "lost"
 NOTHING = Asked("")
+
+Lease = tuple[str, int]
+"""An attempt and its token."""
 
 
 class Budget(NamedTuple):
@@ -25,8 +26,17 @@ class Budget(NamedTuple):
     """Messages that the broker delivers again though somebody lives who has a copy."""
     crashes: int = 0
     expiries: int = 0
+    """Nobody renews for a whole lease, while others are heard of."""
+    gaps: int = 0
+    """The store hears of nobody for a whole lease."""
+    stops: int = 0
+    """Workers that stop in good order, and are started again."""
+    restarts: int = 0
+    """The server is restarted with its data."""
+    rollbacks: int = 0
+    """It is restarted with data that lack the last calls."""
     losses: int = 0
-    """The server loses all its data."""
+    """It loses all its data."""
 
     def less(self, **spent: int) -> Budget:
         return self._replace(**{name: getattr(self, name) - count for name, count in spent.items()})
@@ -60,6 +70,27 @@ class World:
     max_stalls: int = 1
     retries: int = 1
     budget: Budget = field(default_factory=Budget)
+    epochs: bool = False
+    """Whether workers greet and join; otherwise they are known from the start and do not say what epoch it is."""
+    fresh: int = 0
+    """How many workers have not joined yet at first."""
+    flushed: bool = False
+    """Whether data are lost while the server goes on; otherwise it is restarted."""
+    clock_back: bool = False
+    """Whether the clock is behind all tokens once the data are lost."""
+    forgets: int = 1
+    """How many of the last calls a rollback may undo."""
+    witnesses: bool = False
+    loses: tuple[str, ...] = ()
+    """Which calls may get no answer; none named: all."""
+
+    def may_lose(self, asked: Asked) -> bool:
+        return asked.verb != "greet" and (not self.loses or asked.verb in self.loses)
+
+    @property
+    def gaps(self) -> bool:
+        """Whether workers have the rule of gaps."""
+        return self.budget.gaps > 0
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -82,6 +113,7 @@ class Run(NamedTuple):
     attempt: str
     token: int
     ended: str = ""
+    stalls: int = 0
 
 
 class Worker(NamedTuple):
@@ -92,11 +124,20 @@ class Worker(NamedTuple):
     doubt: Asked = NOTHING
     following: Asked = NOTHING
     """An admission right behind a settle, both sent in one go; the answer to the settle is at hand."""
-    granted: tuple[tuple[str, int], ...] = ()
+    granted: tuple[Lease, ...] = ()
     """What that settle granted: noted when both are answered."""
     copies: tuple[str, ...] = ()
-    book: tuple[tuple[str, int], ...] = ()
+    book: tuple[Lease, ...] = ()
     runs: tuple[Run, ...] = ()
+    joined: int = 0
+    """The epoch that it has joined last."""
+    out: bool = False
+    """Whether it has to join (again) before it asks for anything."""
+    greeted: int = 0
+    """The epoch that it is about to join."""
+    kept: tuple[Lease, ...] = ()
+    """Which of its leases that epoch has taken over so far."""
+    refused: tuple[Lease, ...] = ()
 
     def nonce_for(self, asked: Asked) -> int:
         """As the worker's lane gives them out."""
@@ -107,12 +148,23 @@ class Worker(NamedTuple):
         pair = Asked("pair", attempt=attempt, token=settle.token, outcome=settle.attempt)
         return self.doubt.nonce - 1 if self.doubt.about == pair.about else max(self.last, self.doubt.nonce) + 1
 
+    def leaves(self) -> Worker:
+        """It has to join (again), from the beginning."""
+        return self._replace(out=True, greeted=0, kept=(), refused=())
+
 
 class Fate(NamedTuple):
     """What became of an attempt: fresh, held by the store, lost with its data, or how it ended."""
 
     state: str = FRESH
     retries: int = 0
+
+
+class Prior(NamedTuple):
+    """What the store had before one of the last calls, and what had become of the attempts."""
+
+    text: str
+    fates: tuple[Fate, ...]
 
 
 class State(NamedTuple):
@@ -124,6 +176,18 @@ class State(NamedTuple):
     queue: tuple[str, ...]
     fates: tuple[Fate, ...]
     budget: Budget
+    unstored: tuple[Lease, ...] = ()
+    """Leases that the store has lost, and that their owners still count on."""
+    doubtful: tuple[Lease, ...] = ()
+    """Leases that it has and that are over: brought by who could not know it, or from an earlier time."""
+    told: bool = False
+    """Whether the store was told, by somebody who joined it before, that it has lost its data."""
+    cut: bool = False
+    """The server was restarted and nobody has connected yet."""
+    young: bool = False
+    """It has just started."""
+    priors: tuple[Prior, ...] = ()
+    """The last first."""
 
 
 class Move(NamedTuple):
@@ -148,98 +212,10 @@ def name_of(slot: int, generation: int) -> str:
     return f"w{slot}.{generation}"
 
 
-def moves(world: World, state: State, stored: Stored) -> Iterator[Move]:
-    """All that can happen next."""
-    for slot, worker in enumerate(state.workers):
-        yield from _broker_moves(world, state, slot)
-        name = name_of(slot, worker.generation)
-        for what, asked in (*_calls(world, state, worker, name), *_renewals(worker, name, stored)):
-            yield Move(what, slot, asked)
-            if state.budget.unheard:
-                yield Move(what, slot, asked, "unheard")
-            if what == "admit" and not world.one_redis and state.budget.redeliveries:
-                yield Move(what, slot, asked, "unacked")
-        if state.budget.crashes:
-            yield Move("crash", slot, how="fault")
-    yield from (Move("arrive", asked=asked, how="fault") for asked in sorted(set(state.late)) if _is_next(state, asked))
-    yield from _times_moves(state, stored)
-    if world.one_redis:
-        yield from _restores(state, stored)
-    if state.budget.losses:
-        yield Move("lose all data", how="fault")
+def with_worker(state: State, slot: int, worker: Worker) -> State:
+    return state._replace(workers=(*state.workers[:slot], worker, *state.workers[slot + 1 :]))
 
 
-def _is_next(state: State, asked: Asked) -> bool:
-    """The halves of a pair went over one connection: they arrive in their order."""
-    first = (asked.worker, asked.nonce - 1)
-    return not asked.shares or all(
-        (other.worker, other.nonce) != first or other.verb == "renew" for other in state.late
-    )
-
-
-def _broker_moves(world: World, state: State, slot: int) -> Iterator[Move]:
-    copies, busy = state.workers[slot].copies, bool(state.workers[slot].following.verb)
-    if len(copies) < world.prefetch:
-        yield from (Move("deliver", slot, attempt=attempt) for attempt in state.queue)
-    if copies and not busy and not world.one_redis and state.budget.redeliveries:
-        yield Move("reconnect", slot, how="fault")
-
-
-def _calls(world: World, state: State, worker: Worker, name: str) -> Iterator[tuple[str, Asked]]:
-    def numbered(asked: Asked) -> Asked:
-        return asked._replace(worker=name, nonce=worker.nonce_for(asked))
-
-    if worker.following.verb:
-        yield "follow", worker.following
-        return
-    if len(worker.runs) < world.slots:
-        for attempt in sorted(set(worker.copies)):
-            yield "admit", numbered(Asked("admit", attempt=attempt))
-        yield "claim", numbered(Asked("claim", want=world.claims))
-    for asked in _settlements(world, state, worker):
-        yield "settle", numbered(asked)
-        for attempt in sorted(set(worker.copies)) if world.pairs and asked.outcome != "back" else ():
-            yield f"settle before {attempt}", asked._replace(worker=name, nonce=worker.nonce_for_pair(asked, attempt))
-
-
-def _settlements(world: World, state: State, worker: Worker) -> Iterator[Asked]:
-    for run in sorted(set(worker.runs)):
-        for outcome in [run.ended] if run.ended else _outcomes(world, state, run.attempt):
-            for want in world.wants:
-                yield Asked("settle", attempt=run.attempt, token=run.token, outcome=outcome, want=want)
-
-
-def _renewals(worker: Worker, name: str, stored: Stored) -> Iterator[tuple[str, Asked]]:
-    """The heartbeat has a connection of its own: a renewal may come between the two calls of a pair."""
-    if worker.book or name in stored.held:
-        yield "renew", Asked("renew", name, worker.last, held=worker.book)
-
-
-def _outcomes(world: World, state: State, attempt: str) -> list[str]:
-    spent = state.fates[sorted(world.attempts).index(attempt)].retries >= world.retries
-    return [outcome for outcome in world.outcomes if not (spent and outcome in ("retry", "later"))]
-
-
-def orphans(state: State, stored: Stored) -> tuple[str, ...]:
-    """The leases of workers that are gone; everybody else may renew while they run out."""
-    alive = {name_of(slot, worker.generation) for slot, worker in enumerate(state.workers)}
-    return tuple(attempt for attempt in sorted(stored.leases) if stored.records[attempt]["worker"] not in alive)
-
-
-def _times_moves(state: State, stored: Stored) -> Iterator[Move]:
-    if state.budget.expiries and any(deadline > NOW for deadline in stored.leases.values()):
-        yield Move("a lease passes", how="fault")
-    if any(stored.leases[attempt] > NOW for attempt in orphans(state, stored)):
-        yield Move("the leases of the gone pass", how="free")
-    if any(due > NOW for due in stored.sched.values()):
-        yield Move("a moment passes", how="free")
-    if any(deadline <= NOW for deadline in stored.leases.values()):
-        yield Move("recover", asked=Asked("recover"), how="free")
-
-
-def _restores(state: State, stored: Stored) -> Iterator[Move]:
-    """The broker may restore at any time what is unacked; it will when nobody is left who has it."""
-    for attempt in sorted(stored.unacked):
-        orphan = all(attempt not in worker.copies for worker in state.workers)
-        if orphan or state.budget.redeliveries:
-            yield Move("restore", attempt=attempt, how="free" if orphan else "fault")
+def alive(state: State) -> set[str]:
+    """The names of the workers that live."""
+    return {name_of(slot, worker.generation) for slot, worker in enumerate(state.workers)}

@@ -81,8 +81,36 @@ WORLDS = [
     ),
     World(
         name="the data are lost",
-        attempts=TWO_KEYS,
+        attempts=ONE_KEY,
         one_redis=False,
-        budget=Budget(losses=1, expiries=1),
+        epochs=True,
+        budget=Budget(losses=1),
+    ),
+    World(
+        name="a restart",
+        attempts=ONE_KEY,
+        epochs=True,
+        loses=("settle", "adopt", "join"),
+        budget=Budget(restarts=1, unheard=1),
+    ),
+    World(
+        name="a rollback",
+        attempts=ONE_KEY,
+        one_redis=False,
+        epochs=True,
+        budget=Budget(rollbacks=1),
+    ),
+    World(
+        name="a gap",
+        attempts=ONE_KEY,
+        epochs=True,
+        budget=Budget(gaps=1, crashes=1),
+    ),
+    World(
+        name="a witness",
+        attempts=ONE_KEY,
+        epochs=True,
+        witnesses=True,
+        budget=Budget(unheard=1, crashes=1),
     ),
 ]
