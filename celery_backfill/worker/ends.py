@@ -90,9 +90,9 @@ def end_of_report(report: Mapping[str, Any] | None) -> End | None:
 
 
 def as_it_was(held: Any, end: End) -> End:
-    """The end of a run whose process was lost: what it had come to before it died counts (F19)."""
+    """The end of a run whose process was lost, or ended by a shutdown: what it had come to before counts (F19)."""
     stage = held.row.stage if held.row is not None else Stage.RUNNING
-    if end.outcome != "stalled" or stage is Stage.RUNNING or held.lost:
+    if end.outcome not in ("stalled", "back") or stage is Stage.RUNNING or held.lost:
         return end
     if stage is Stage.SUCCEEDED:
         return DONE
@@ -101,7 +101,7 @@ def as_it_was(held: Any, end: End) -> End:
         return DONE if stored.get("status") == states.SUCCESS else end
     if stored.get("status") == states.FAILURE:
         return dead(Reason.FAILED, stored["result"], stored.get("traceback") or "")
-    return End("dead", failure=end.failure) if stage is Stage.FAILED else end
+    return End("dead", failure=end.failure) if stage is Stage.FAILED and end.failure else end
 
 
 def _stored_result(request: Any) -> Mapping[str, Any]:

@@ -65,6 +65,8 @@ class Gate:
         self._drain_again = False
         self._outage = Outage("store_away", "store_back")
         self.closing = False
+        #: A cold shutdown: what runs is to be ended, where the pool can.
+        self.cold = False
         self.away = True
 
     # What comes in.
@@ -107,6 +109,7 @@ class Gate:
             busy = all(self._step() for _ in range(STEPS_A_DRAIN))
             if not busy:
                 self._slots.rest()
+                self._intake.rest()
         except Exception:
             busy = False
             logger.exception("the gate failed once; it goes on")
@@ -281,6 +284,17 @@ class Gate:
 
     # What is given back.
 
+    def go_cold(self) -> None:
+        """A cold shutdown begins. Called in a signal handler: only notes it."""
+        self.closing = self.cold = True
+
+    def kill_running(self) -> None:
+        """End what runs, where the pool can; it is given back when it is gone."""
+        self.go_cold()
+        for held in self._lane.held():
+            if held.runs:
+                held.request.kill(self._pool)
+
     def close(self) -> None:
         """Take nothing more, and give back what has not started: it stalls nothing and burns no retry."""
         self.closing = True
@@ -296,10 +310,10 @@ class Gate:
     def pool_ended(self) -> None:
         """The pool has stopped: give back what it never started, or what cannot go on in its dead processes."""
         self.close()
+        self._settling.bury()
         for held in self._lane.held():
             if held.end is None and self._intake.over_for_sure(held.request):
                 self._settling.end(held, GIVEN_BACK)
-        self._settling.forget_dying()
 
     def settle_rest(self) -> bool:
         """Settle what could not be settled before, if the store answers; whether nothing is left."""

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any
+from uuid import uuid4
 
 from celery.worker import state
 from kombu.message import Message
 from kombu.transport import virtual
+from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE, MAX_NUMBER_OF_BITS_TO_USE
 
 from ..events import logger
 from ..leases.store import Admission, Ending
@@ -19,8 +21,11 @@ from ..message import Envelope
 from ..settings import Settings
 from ..task import ATTEMPT_HEADER, KEY_HEADER, REQUEUE_HEADER
 from .lane import Held
+from .prefetch import Prefetch
 
-LOWEST = 9
+#: The last of Redis's priorities, where 0 is the first; the first of AMQP's, where 0 is the last.
+REDIS_LOWEST = 9
+AMQP_HIGHEST = 255
 
 
 class Intake:
@@ -30,17 +35,26 @@ class Intake:
         self._app, self._settings = app, settings
         self._worker_name, self._pool = worker_name, pool
         self._consumer: Any = None
+        self._connection = ""
         self._queue_by_route: dict[tuple[str, str], str] = {}
         self._redis_broker = False
         self._in_processes = bool(getattr(pool, "uses_semaphore", False))
+        self._inline = type(pool).__module__ == "celery.concurrency.solo"
         self.queues: tuple[str, ...] = ()
 
     def attach(self, consumer: Any) -> None:
         """A consumer is connected: these are its queues from now on."""
         self._consumer = consumer
+        self._connection = uuid4().hex[:12]
         self._queue_by_route.clear()
         self._redis_broker = consumer.connection.transport.driver_type == "redis"
         self.queues = tuple(self._app.amqp.queues.consume_from)
+
+    def rest(self) -> None:
+        """The gate has started what it could."""
+        prefetch: Prefetch | None = getattr(self._consumer, "backfill_prefetch", None)
+        if prefetch is not None:
+            prefetch.rest()
 
     # In: a message becomes an admission.
 
@@ -50,8 +64,10 @@ class Intake:
         queue = self.queue_of(request.message.delivery_info or {})
         acked_by_store = self._settings.broker_is_store and self._redis_broker
         limits = task.limits_of_call(request.args, request.kwargs, headers.get(KEY_HEADER)) if limited else ""
+        attempt, again = self._identity(request)
         return Admission(
-            attempt=f"{self._identity(request)}@{queue}",
+            attempt=f"{attempt}@{queue}",
+            again=f"{again}@{queue}" if again else "",
             queue=queue,
             task=request.type,
             task_id=request.id,
@@ -69,7 +85,7 @@ class Intake:
         """The store has the message (or knows better of it): ack it, unless the store's script did."""
         message = request.message
         if not acked:
-            request.on_ack(logger, request.connection_errors)
+            self._consumer.backfill_prefetch.acknowledge(request)
         elif not message.acknowledged:
             # Acked in the script: kombu has only its own count to correct.
             virtual.QoS.ack(message.channel.qos, message.delivery_tag)
@@ -88,22 +104,29 @@ class Intake:
             self._queue_by_route[route] = _match(self._app.amqp.queues.consume_from, *route)
         return self._queue_by_route[route]
 
-    def _identity(self, request: Any) -> str:
-        """The attempt's id: made at publish; for producers without the library, as near as the broker lets (F2)."""
+    def _identity(self, request: Any) -> tuple[str, str]:
+        """The attempt's id, made at publish, and none to know a redelivery by (F2).
+
+        For producers without the library it is as near as the broker lets. On RabbitMQ only a mark tells a redelivery
+        from the same task sent twice: what is new gets an id of its own, and leaves the name a redelivery will have.
+        """
         message = request.message
         given = message.headers.get(ATTEMPT_HEADER)
         if given:
-            return str(given)
+            return str(given), ""
         if self._redis_broker:
-            return str(message.properties.get("delivery_tag") or message.delivery_tag)
-        body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+            return str(message.properties.get("delivery_tag") or message.delivery_tag), ""
+        body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
         retries = request.request_dict.get("retries", 0)
-        return f"{request.id}:{retries}:{request.replaced_task_nesting}:{blake2b(body, digest_size=8).hexdigest()}"
+        name = f"{request.id}:{retries}:{request.replaced_task_nesting}:{blake2b(body, digest_size=8).hexdigest()}"
+        if (message.delivery_info or {}).get("redelivered"):
+            return name, ""
+        return f"{name}:{self._connection}:{message.delivery_tag}", name
 
     def _rank(self, properties: Mapping[str, Any] | None) -> int:
         """Priority as a rank, 0 first: Redis counts so, AMQP the other way round."""
-        priority = max(0, min(LOWEST, int((properties or {}).get("priority") or 0)))
-        return priority if self._redis_broker else LOWEST - priority
+        priority = max(0, int((properties or {}).get("priority") or 0))
+        return min(REDIS_LOWEST, priority) if self._redis_broker else AMQP_HIGHEST - min(AMQP_HIGHEST, priority)
 
     def record(self, held: Held) -> Admission:
         """All that the store needs to know of a lease that it does not know."""
@@ -224,8 +247,12 @@ class Intake:
     # What the pool does with a request.
 
     def child_lives(self, request: Any) -> bool:
-        """Whether the pool process that ran a request is still there."""
-        return self._in_processes and request.worker_pid is not None and _is_child(request.worker_pid)
+        """Whether the pool process, or the greenlet, that ran a request is still there."""
+        if request.worker_pid is None:
+            return False
+        if self._in_processes:
+            return _is_child(request.worker_pid)
+        return request.worker_pid in (getattr(self._pool, "_pool_map", None) or ())
 
     def dropped(self, held: Held) -> bool:
         """Whether Celery dropped a request at a reconnect: in a timer, or a job that no process had accepted (F7)."""
@@ -238,15 +265,25 @@ class Intake:
         return job is None or job._job not in job._cache
 
     def over_for_sure(self, request: Any) -> bool:
-        """Whether a request cannot be running now that the pool has stopped: its process is dead, or it never began."""
-        return request is None or self._in_processes or request.time_start is None
+        """Whether a request cannot be running now that the pool has stopped.
+
+        It never began, it ran in this very thread, or its process or greenlet is gone. A thread cannot be asked.
+        """
+        if request is None or request.time_start is None or self._inline:
+            return True
+        can_tell = self._in_processes or bool(getattr(self._pool, "is_green", False))
+        return can_tell and not self.child_lives(request)
 
 
 def _match(queues: Mapping[str, Any], exchange: str, routing_key: str) -> str:
     if not exchange and routing_key in queues:
         return routing_key
+    delayed = exchange.endswith(CELERY_DELAYED_DELIVERY_EXCHANGE)
+    if delayed:
+        # RabbitMQ itself has kept it for a while: the bits of how long stand before its own routing key.
+        routing_key = routing_key.split(".", MAX_NUMBER_OF_BITS_TO_USE)[-1]
     for name, queue in queues.items():
-        if queue.exchange.name == exchange and _binds(queue, routing_key):
+        if (delayed or queue.exchange.name == exchange) and _binds(queue, routing_key):
             return name
     return routing_key or next(iter(queues), "")
 

@@ -117,11 +117,6 @@ class Settling:
             self._settle(held)
         return bool(gone)
 
-    def forget_dying(self) -> None:
-        """The pool's processes are all gone: settle those that were awaited."""
-        while self._dying:
-            self._settle(self._dying.popleft())
-
     @property
     def waits_for_children(self) -> bool:
         """Whether a run is marked as ended while its child process may still live."""

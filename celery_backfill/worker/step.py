@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
@@ -23,6 +22,7 @@ from ..settings import Settings
 from ..task import BackfillTask
 from .announcement import Site
 from .endings import Announcer, WorkerEvents
+from .exits import notice_exits
 from .flush import keep_written_jobs
 from .gate import Gate
 from .heartbeat import Heartbeat
@@ -31,9 +31,9 @@ from .inside import prepare_child
 from .intake import Intake
 from .lane import Lane
 from .prefetch import count_running, finish_reading
-from .request import LeasedRequest
 from .shipper import Shipper
-from .slots import CountedSlots, SemaphoreSlots, Slots
+from .shutdown import take_over
+from .slots import counts_in_semaphore, slots_of
 from .stopper import Stopper
 from .timing import Timing
 from .wakers import LoopWaker, ThreadWaker
@@ -60,7 +60,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def create(self, worker: Any) -> None:
         """Compose everything. Settings or declarations that cannot work end the worker with a line that says why."""
-        app, pool = worker.app, worker.pool
+        app = worker.app
         tasks = _leased_tasks(app)
         try:
             settings = Settings.of_app(app)
@@ -74,8 +74,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 raise SystemExit(f"celery_backfill cannot start: {finding.text}; {finding.advice}")
         self._compose(worker, settings, tasks)
         # Renewals go on until the pool has drained, however it is stopped.
-        pool.stop = _followed_by(pool.stop, self._pool_ended)
-        pool.terminate = _followed_by(pool.terminate, self._pool_ended)
+        take_over(worker, self.gate, self._pool_ended)
 
     def _compose(self, worker: Any, settings: Settings, tasks: list[BackfillTask]) -> None:
         app, pool = worker.app, worker.pool
@@ -96,13 +95,13 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
         intake = Intake(app, settings, worker_name=worker.hostname, pool=pool)
         self.gate = worker.backfill_gate = Gate(
             lane=lane,
-            slots=_slots(worker, self.waker),
+            slots=slots_of(worker, self.waker),
             intake=intake,
             pool=pool,
             stopper=self.stopper,
             wake=self.waker,
             due=self._due,
-            defers=_ends_in_loop(worker),
+            defers=counts_in_semaphore(worker),
         )
         self.holder = Holder(lane=lane, intake=intake, stopper=self.stopper, gate=self.gate)
         self.heartbeat = Heartbeat(
@@ -133,6 +132,7 @@ class GateStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         keep_written_jobs(worker.pool)
+        notice_exits(worker.pool)
         self.heartbeat.start()
         self.stopper.start()
         self.shipper.start()
@@ -208,34 +208,3 @@ def _leased_tasks(app: Any) -> list[BackfillTask]:
 def _in_processes(pool: Any) -> bool:
     """Whether each run has a process of its own."""
     return bool(getattr(pool, "uses_semaphore", False))
-
-
-def _ends_in_loop(worker: Any) -> bool:
-    """Whether the pool tells of every end in the event loop's thread, and counts its slots in Celery's semaphore."""
-    return bool(worker.process_task == worker._process_task_sem)
-
-
-def _slots(worker: Any, waker: Callable[[], None]) -> Slots:
-    pool = worker.pool
-    if _ends_in_loop(worker):
-        return SemaphoreSlots(worker.semaphore, lambda: int(pool.num_processes), waker)
-    return CountedSlots(lambda: int(pool.num_processes), _plain_tasks_running(worker.app))
-
-
-def _plain_tasks_running(app: Any) -> Callable[[], int]:
-    """How many tasks run in the pool that are not leased."""
-    from celery.worker import state
-
-    if all(isinstance(task, BackfillTask) for task in app.tasks.values()):
-        return lambda: 0
-    return lambda: sum(not isinstance(request, LeasedRequest) for request in tuple(state.active_requests))
-
-
-def _followed_by(method: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
-    def both(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        finally:
-            then()
-
-    return both

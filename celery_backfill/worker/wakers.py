@@ -17,6 +17,7 @@ class LoopWaker:
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._pending = False
+        self._closed = False
         self._loop_thread = get_ident()
 
     def register(self) -> None:
@@ -27,6 +28,9 @@ class LoopWaker:
 
     def __call__(self) -> None:
         """Have ``drain`` run soon."""
+        if self._closed:
+            # The worker has stopped, and the pipe's number may be another file's by now.
+            return
         if get_ident() == self._loop_thread:
             if not self._pending:
                 self._pending = True
@@ -35,11 +39,14 @@ class LoopWaker:
         try:
             os.write(self._writer, b"x")
         except OSError:
-            # Full: a wake-up is on its way already. Closed: the worker has stopped.
+            # Full: a wake-up is on its way already.
             return
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         self._hub.remove_reader(self._reader)
         os.close(self._reader)
         os.close(self._writer)

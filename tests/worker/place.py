@@ -21,14 +21,20 @@ from celery_backfill.leases.inspect import Inspector
 from tests.waiting import wait_until
 from tests.worker import shop
 from tests.worker.marks import Marks, Run
+from tests.worker.messages import Messages, RedisMessages
+from tests.worker.rabbit import AmqpMessages
+from tests.worker.tap import Tap
 from tests.worker.workers import Crew, Worker
 
 BATCH = 500
-BINDINGS = "_kombu.binding_deadlines"
 
 
 class Place:
-    """Where a test's tasks live. ``conf`` are settings of its app, ``store_url`` another Redis for the store."""
+    """Where a test's tasks live. ``conf`` are settings of its app.
+
+    ``redis_url`` is broker, store and result backend. Apart from that the store may be another Redis (``store_url``),
+    and the broker a RabbitMQ (``amqp_url``).
+    """
 
     def __init__(
         self,
@@ -38,31 +44,45 @@ class Place:
         folder: Path,
         conf: dict[str, Any] | None = None,
         store_url: str | None = None,
+        amqp_url: str | None = None,
     ) -> None:
         self.namespace = f"test-{uuid.uuid4().hex[:12]}"
         self.folder = folder
         self._postgres_url = postgres_url
-        self._store_url = store_url or redis_url
-        store = {"backfill_redis_url": store_url} if store_url else {}
+        self.broker: Any = redis.Redis.from_url(redis_url)
+        self.store: Any = redis.Redis.from_url(store_url or redis_url)
+        self.queue = f"{self.namespace}-main"
+        own = dict(conf or {})
+        if store_url or amqp_url:
+            own["backfill_redis_url"] = store_url or redis_url
         self.environ = {
             "SHOP_NAMESPACE": self.namespace,
             "SHOP_REDIS_URL": redis_url,
             "SHOP_POSTGRES_URL": postgres_url,
             "SHOP_FOLDER": str(folder),
-            "SHOP_CONF": json.dumps({**store, **(conf or {})}),
+            "SHOP_CONF": json.dumps(own),
         }
-        self.broker: Any = redis.Redis.from_url(redis_url)
-        self.store: Any = redis.Redis.from_url(self._store_url)
+        self.messages: Messages = RedisMessages(self.broker, self.namespace)
+        #: Stands between the workers and their RabbitMQ.
+        self.tap: Tap | None = None
+        if amqp_url:
+            at_rabbit = AmqpMessages(amqp_url, self.namespace)
+            self.messages, self.tap = at_rabbit, at_rabbit.tap
+        self._producer_conf = {"broker_url": amqp_url} if amqp_url else {}
+        self._worker_conf = {"broker_url": self.tap.url} if self.tap else {}
+        self.messages.know([self.queue])
         self.marks = Marks(folder / "marks.log")
-        self.crew = Crew(self.environ, folder, self.namespace)
-        self.queue = f"{self.namespace}-main"
+        self.crew = Crew(self._environ_with(self._worker_conf), folder, self.namespace)
 
     @cached_property
     def app(self) -> Celery:
         """The app, as a producer. It asks for results and never subscribes to them: no thread, nothing to end."""
-        app = shop.build({**self.environ, "SHOP_PARTS": "goods left right"})
+        app = shop.build({**self._environ_with(self._producer_conf), "SHOP_PARTS": "goods left right"})
         app.backend.on_task_call = lambda *_: None
         return app
+
+    def _environ_with(self, conf: dict[str, Any]) -> dict[str, str]:
+        return {**self.environ, "SHOP_CONF": json.dumps({**json.loads(self.environ["SHOP_CONF"]), **conf})}
 
     # Sending and waiting.
 
@@ -78,8 +98,9 @@ class Place:
 
         Options are those of ``Worker``.
         """
-        own = json.dumps({**json.loads(self.environ["SHOP_CONF"]), **(conf or {})})
-        return self.crew.start(queues=queues or (self.queue,), environ={"SHOP_CONF": own, **(environ or {})}, **options)
+        self.messages.know(queues)
+        own = self._environ_with({**self._worker_conf, **(conf or {})})
+        return self.crew.start(queues=queues or (self.queue,), environ={**own, **(environ or {})}, **options)
 
     def workers(self, number: int, **options: Any) -> list[Worker]:
         """Start several on the main queue; all ready."""
@@ -168,8 +189,7 @@ class Place:
         prefix = f"{{{self.namespace}}}:"
         kinds = ("a:", "h:", "l:", "kq:", "t:", "w:", "leases", "sched")
         keys = (key.decode().removeprefix(prefix) for key in self.store.scan_iter(f"{prefix}*", count=BATCH))
-        queued = [f"broker:{name}" for name in (self.queue,) if self.broker.llen(name)]
-        return [key for key in keys if key.startswith(kinds)] + queued + [f"unacked:{tag}" for tag in self.unacked()]
+        return [key for key in keys if key.startswith(kinds)] + self.messages.left()
 
     def record(self, task_id: str) -> dict[str, str]:
         """The store's record of a task's attempt; empty when it has none."""
@@ -183,9 +203,8 @@ class Place:
         return int(self.store.scard(f"{{{self.namespace}}}:h:{key}"))
 
     def unacked(self) -> list[str]:
-        """Delivery tags of this place's messages that a worker took and the broker still has."""
-        mine = self.namespace.encode()
-        return [tag.decode() for tag, message in self.broker.hscan_iter("unacked", count=BATCH) if mine in message]
+        """Names, one for each message of this place that a worker took and the broker still has."""
+        return self.messages.unacked()
 
     # What is dead.
 
@@ -224,11 +243,7 @@ class Place:
         for client in (self.broker, self.store):
             for key in client.scan_iter(f"*{self.namespace}*", count=BATCH):
                 client.unlink(key)
-        if tags := self.unacked():
-            self.broker.hdel("unacked", *tags)
-            self.broker.zrem("unacked_index", *tags)
-        for name, _ in self.broker.zscan_iter(BINDINGS, match=f"*{self.namespace}*", count=BATCH):
-            self.broker.zrem(BINDINGS, name)
+        self.messages.close()
 
 
 Opener = Callable[..., Place]

@@ -175,6 +175,31 @@ def _declare_ends(app: Celery, marks: Marks, folder: Path, options: Mapping[str,
                 time.sleep(POLL_SECONDS)
             os._exit(1)
 
+    @app.task(name="shop.ticking", **options, concurrency_limit=1)
+    def ticking(self: Any, key: str, until: str) -> None:
+        """Marks that it lives, until the file is there."""
+        with marks.around(self, key):
+            while not any((folder / name).exists() for name in (until, CLOSING)):
+                marks.write(what="alive", id=self.request.id, key=key)
+                time.sleep(POLL_SECONDS)
+
+    @app.task(name="shop.lingering", **options, concurrency_limit=1)
+    def lingering(self: Any, key: str, seconds: float) -> None:
+        """Waits to be stopped, and goes on for so many seconds then, marking that it lives."""
+        with marks.around(self, key):
+            try:
+                _wait_for(folder, CLOSING)
+            finally:
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    marks.write(what="alive", id=self.request.id, key=key)
+                    time.sleep(POLL_SECONDS)
+
+    @app.task(name="shop.rated", **options, concurrency_limit=2, rate_limit="10/s")
+    def rated(self: Any, key: str) -> None:
+        with marks.around(self, key):
+            return
+
     @app.task(name="shop.second_run", max_retries=5, default_retry_delay=0, concurrency_limit=1, **options)
     def second_run(self: Any, key: str, how: str) -> str:
         """Two runs may overlap (C4): each ends when a file of its own number is there; the first one by ``how``."""

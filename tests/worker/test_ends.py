@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +12,8 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.worker.place import Opener, Place
-
-BOTH = ("prefork", "threads")
+from tests.worker.shops import Shops, shops_of
+from tests.worker.workers import KILLING_POOLS, POOLS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class End:
     how: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    pools: tuple[str, ...] = BOTH
+    pools: tuple[str, ...] = POOLS
 
 
 TABLE = [
@@ -78,7 +78,7 @@ TABLE = [
         "billiard.exceptions.TimeLimitExceeded",
         how="sleep",
         options={"time_limit": 1},
-        pools=("prefork",),
+        pools=("prefork", "gevent"),
     ),
     End("child killed once", 2, "SUCCESS", how="die_once", pools=("prefork",)),
     End(
@@ -92,25 +92,18 @@ TABLE = [
     ),
 ]
 
-CASES = [pytest.param(pool, end, id=f"{pool}-{end.name}") for pool in BOTH for end in TABLE if pool in end.pools]
+CASES = [pytest.param(pool, end, id=f"{pool}-{end.name}") for pool in POOLS for end in TABLE if pool in end.pools]
 
 
 @pytest.fixture(scope="module")
-def shops(open_shared_place: Opener) -> Callable[[str], Place]:
-    """A place with one worker for each pool; with slots to spare, since Celery is slow to replace a killed child."""
-    opened: dict[str, Place] = {}
-
-    def shop(pool: str) -> Place:
-        if pool not in opened:
-            opened[pool] = open_shared_place()
-            opened[pool].worker(pool=pool, concurrency=4)
-        return opened[pool]
-
-    return shop
+def shops(open_shared_place: Opener) -> Iterator[Shops]:
+    """With slots to spare, since Celery is slow to replace a killed child."""
+    with shops_of(open_shared_place, concurrency=4) as shops:
+        yield shops
 
 
 @pytest.mark.parametrize(("pool", "end"), CASES)
-def test_an_end_settles_once_and_frees_its_key(shops: Callable[[str], Place], key: str, pool: str, end: End) -> None:
+def test_an_end_settles_once_and_frees_its_key(shops: Shops, key: str, pool: str, end: End) -> None:
     """F13: no lease and no permit is left, the next on the key runs, and a final failure is one letter."""
     place = shops(pool)
     task_id = _send(place, end, key)
@@ -141,14 +134,11 @@ def check(place: Place, task_id: str, end: End) -> None:
 REVOKED = End("revoked before its start", 0, "REVOKED")
 
 
-@pytest.mark.parametrize("pool", BOTH)
-def test_a_blocked_task_that_is_revoked_never_runs_and_blocks_nobody(
-    shops: Callable[[str], Place], key: str, pool: str
-) -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_blocked_task_that_is_revoked_never_runs_and_blocks_nobody(shops: Shops, key: str, pool: str) -> None:
     """F13, F16: the strategy ends it when it is handed on; its permit goes to the next."""
     place = shops(pool)
-    holder = place.send("one", key, until=key)
-    place.wait_started(holder)
+    shops.hold(pool, key)
     revoked = place.send("one", key)
     successor = place.send("one", key)
     place.wait_counts(running=1, blocked=2)
@@ -158,14 +148,11 @@ def test_a_blocked_task_that_is_revoked_never_runs_and_blocks_nobody(
     check(place, revoked, REVOKED)
 
 
-@pytest.mark.parametrize("pool", BOTH)
-def test_a_blocked_task_that_expires_never_runs_and_blocks_nobody(
-    shops: Callable[[str], Place], key: str, pool: str
-) -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_blocked_task_that_expires_never_runs_and_blocks_nobody(shops: Shops, key: str, pool: str) -> None:
     """F13, F16, L17."""
     place = shops(pool)
-    holder = place.send("one", key, until=key)
-    place.wait_started(holder)
+    shops.hold(pool, key)
     until = datetime.now(UTC) + timedelta(seconds=1)
     expired = place.send("one", key, options={"expires": until})
     successor = place.send("one", key)
@@ -176,8 +163,8 @@ def test_a_blocked_task_that_expires_never_runs_and_blocks_nobody(
     check(place, expired, REVOKED)
 
 
-@pytest.mark.parametrize("pool", BOTH)
-def test_a_task_that_expired_in_the_queue_never_runs(shops: Callable[[str], Place], key: str, pool: str) -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_expired_in_the_queue_never_runs(shops: Shops, key: str, pool: str) -> None:
     """F13: it ends before the gate, and is the broker's to ack."""
     place = shops(pool)
     expired = place.send("one", key, options={"expires": datetime.now(UTC) - timedelta(seconds=1)})
@@ -186,9 +173,10 @@ def test_a_task_that_expired_in_the_queue_never_runs(shops: Callable[[str], Plac
     check(place, expired, REVOKED)
 
 
-def test_terminate_settles_and_frees_the_key(shops: Callable[[str], Place], key: str) -> None:
-    """F13: prefork only; other pools have no child to kill."""
-    place = shops("prefork")
+@pytest.mark.parametrize("pool", KILLING_POOLS)
+def test_terminate_settles_and_frees_the_key(shops: Shops, key: str, pool: str) -> None:
+    """F13: other pools cannot end a task."""
+    place = shops(pool)
     task_id = place.send("ending", key, "sleep")
     place.wait_started(task_id)
     successor = place.send("one", key)
@@ -198,8 +186,23 @@ def test_terminate_settles_and_frees_the_key(shops: Callable[[str], Place], key:
     check(place, task_id, End("terminated", 1, "REVOKED"))
 
 
+@pytest.mark.parametrize("pool", KILLING_POOLS)
+def test_the_next_starts_only_when_a_terminated_task_is_over(shops: Shops, key: str, pool: str) -> None:
+    """F14: it goes on for a while after it was told to stop."""
+    place = shops(pool)
+    lingering = place.send("lingering", key, 1.0)
+    place.wait_started(lingering)
+    successor = place.send("one", key)
+    place.wait_counts(running=1, blocked=1)
+    place.app.control.revoke(lingering, terminate=True)
+    place.wait_ended(successor, lingering)
+    last_sign = max(line["at"] for line in place.marks.lines() if line["id"] == lingering)
+    assert place.marks.runs_of(successor)[0].started > last_sign
+    check(place, lingering, End("terminate", 1, "REVOKED"))
+
+
 @pytest.mark.parametrize("how", ["limit", "terminate"])
-def test_the_next_starts_only_when_the_killed_child_is_dead(shops: Callable[[str], Place], key: str, how: str) -> None:
+def test_the_next_starts_only_when_the_killed_child_is_dead(shops: Shops, key: str, how: str) -> None:
     """F14: Celery acks before the child is gone."""
     place = shops("prefork")
     options = {"time_limit": 1} if how == "limit" else {}
@@ -225,11 +228,11 @@ def test_the_next_starts_only_when_the_killed_child_is_dead(shops: Callable[[str
 def _revoke(place: Place, task_id: str) -> None:
     """Revoke it; until the worker knows."""
     place.app.control.revoke(task_id)
-    (worker,) = place.crew.all
+    worker = place.crew.all[0]
     wait_until(lambda: worker.says(f"Tasks flagged as revoked: {task_id}"), "the worker knows")
 
 
-@pytest.mark.parametrize("pool", BOTH)
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_result_that_cannot_be_stored_ends_the_run_all_the_same(open_place: Opener, key: str, pool: str) -> None:
     """F13: Celery itself never acks such a task on threads. The letter says what is missing."""
     away = {"result_backend": "redis://127.0.0.1:1/0", "redis_socket_connect_timeout": 0.2}

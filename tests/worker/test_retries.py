@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,26 +11,19 @@ from celery_backfill.leases.store import Call, Ending, LeaseStore
 from celery_backfill.leases.wire import Wire
 from tests.waiting import wait_until
 from tests.worker.place import Opener, Place
-
-POOLS = ("prefork", "threads")
+from tests.worker.shops import Shops, shops_of
+from tests.worker.workers import POOLS, WIDE_POOLS
 
 
 @pytest.fixture(scope="module")
-def shops(open_shared_place: Opener) -> Callable[[str], Place]:
-    """A place with one worker of two slots, for each pool."""
-    opened: dict[str, Place] = {}
-
-    def shop(pool: str) -> Place:
-        if pool not in opened:
-            opened[pool] = open_shared_place()
-            opened[pool].worker(pool=pool, concurrency=2)
-        return opened[pool]
-
-    return shop
+def shops(open_shared_place: Opener) -> Iterator[Shops]:
+    """With two slots."""
+    with shops_of(open_shared_place, concurrency=2) as shops:
+        yield shops
 
 
 @pytest.fixture(params=POOLS)
-def shop(shops: Callable[[str], Place], request: pytest.FixtureRequest) -> Place:
+def shop(shops: Shops, request: pytest.FixtureRequest) -> Place:
     return shops(request.param)
 
 
@@ -102,6 +95,7 @@ def test_a_retry_waits_for_its_countdown_without_a_slot_or_a_permit(shop: Place,
     shop.wait_empty()
 
 
+@pytest.mark.parametrize("shop", WIDE_POOLS, indirect=True)
 def test_a_retry_joins_the_end_of_its_line(shop: Place, key: str) -> None:
     """F12: it takes a new arrival."""
     retried = shop.send("flaky", key, 1, until=key)

@@ -18,6 +18,12 @@ START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 TAIL_LINES = 30
 
+POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+#: Pools that run several tasks at once. While solo runs one, its worker does nothing else: it reads no message either.
+WIDE_POOLS = POOLS[:4]
+#: Pools that can end a task which runs.
+KILLING_POOLS = ("prefork", "gevent", "eventlet")
+
 
 class Worker:
     """One ``celery worker``: started at once, ready when ``wait_ready`` returns."""
@@ -86,10 +92,15 @@ class Worker:
         """Signal its main process only."""
         os.kill(self.pid, number)
 
+    def ask_to_stop(self) -> None:
+        """Warm shutdown; returns at once."""
+        if not self.has_ended:
+            self.signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """Warm shutdown; until it has ended. Raises ``AssertionError`` when it does not end, and kills it."""
         if not self.has_ended:
-            self.signal(signal.SIGTERM)
+            self.ask_to_stop()
             self.wait_ended()
 
     def wait_ended(self) -> None:
