@@ -313,6 +313,20 @@ def test_after_a_restart_nobody_is_awaited_longer_than_a_lease(shop: Shop, one: 
     assert two.admit("B").status == "RUN"
 
 
+def test_nothing_is_handed_on_before_it_is_safe(shop: Shop, one: Member, two: Member) -> None:  # C11, C12
+    one.admit("A")
+    one.renew()
+    two.renew()
+    shop.restart(empty=False)
+    assert two.join() == LEASE
+    one.wire.close()
+    shop.now += 1_000
+    assert two.recovered("one") == ["A"]
+    assert two.claim() == []
+    shop.now += 15_000
+    assert two.claim() == ["A"]
+
+
 def test_what_had_ended_is_not_adopted(shop: Shop, one: Member) -> None:  # F26
     token = one.admit("A").token
     one.settle("A")
