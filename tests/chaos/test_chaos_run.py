@@ -28,7 +28,6 @@ def network() -> Iterator[Network]:
     own.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHORT, ids=str)
 def test_faults_break_no_promise(kind: Kind, network: Network, postgres_server_url: str, tmp_path: Path) -> None:
     """C1, C3, C12, C14: never more than N at once with strict; each task ends once; nothing is left."""
