@@ -43,7 +43,10 @@ class Envelope:
             content_encoding=message.content_encoding,
             # kombu has decompressed the body already.
             headers={name: value for name, value in message.headers.items() if name != "compression"},
-            properties=message.properties or {},
+            # On AMQP the headers are a property too.
+            properties={
+                name: value for name, value in (message.properties or {}).items() if name != "application_headers"
+            },
             exchange=info.get("exchange") or "",
             routing_key=info.get("routing_key") or "",
         )
