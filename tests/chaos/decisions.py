@@ -18,11 +18,12 @@ Pairs = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An attempt's last settlement: with which token, and whether it is dead."""
+    """An attempt's last settlement: with which token, whether it is dead, and after how many losses of data."""
 
     task_id: str
     token: int
     dead: bool
+    losses: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,12 @@ class Decisions:
             if era.ended is not None:
                 decisions.losses.append(state.loss(era.ended))
         return decisions
+
+    def forgotten(self, task_id: str) -> Loss | None:
+        """Before which loss a task had ended, if it ended once between any two: the memory of its end was lost."""
+        ends = {one.token: one.losses for one in self.settled if one.task_id == task_id}
+        once_each = len(set(ends.values())) == len(ends) > 1
+        return self.losses[min(ends.values())] if once_each else None
 
     def granted(self, attempt: str, token: int) -> None:
         """A lease was given, or brought back by its owner."""
@@ -137,7 +144,8 @@ class _State:
         elif name in (b"DEL", b"UNLINK") and attempt in self._records:
             record = self._records.pop(attempt)
             token = record.get("token") or "0"
-            self._decisions.settled.append(Settled(record["task_id"], int(token), f"{attempt}:{token}" in dead))
+            is_dead, losses = f"{attempt}:{token}" in dead, len(self._decisions.losses)
+            self._decisions.settled.append(Settled(record["task_id"], int(token), is_dead, losses))
 
     def _on_permits(self, name: bytes, key: str, words: Command) -> None:
         if name == b"SADD":

@@ -86,9 +86,9 @@ class History:
                     self._take(json.loads(line))
         return self
 
-    def running(self, worker: str | None = None) -> list[Run]:
-        """Runs without an end (of one worker)."""
-        return [run for run in list(self._by_run.values()) if worker in (None, run.worker)]
+    def running(self, seen_since: float = 0.0) -> list[Run]:
+        """Runs without an end. Those that were cut off are among them, unless they were not seen since then."""
+        return [run for run in list(self._by_run.values()) if run.last_seen >= seen_since]
 
     def runs_of(self, task_id: str) -> list[Run]:
         """All runs of a task, by start."""

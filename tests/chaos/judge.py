@@ -122,6 +122,8 @@ class _Judge:
             what, seen = wrong.what, max([sent[wrong.task_id].at, *(run.last_seen for run in of_task)])
             if what == "lost":
                 what, seen = self._excuse(sent[wrong.task_id]) or (what, seen)
+            elif what == "doubled" and (loss := self._decisions.forgotten(wrong.task_id)):
+                what, seen = WITH_DATA, loss.at
             runs = "; ".join(f"token {run.token} {run.worker} {run.how} at {run.last_seen:.3f}" for run in of_task)
             self._find(what, seen, f"{wrong.task_id}: {wrong.detail} [{runs}]")
 

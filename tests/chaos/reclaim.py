@@ -60,7 +60,7 @@ def measure(case: Case, kind: Kind, *, seed: int, folder: Path, network: Network
         try:
             seconds = list(_after_child_deaths(world) if case is CHILD else _after_worker_deaths(world))
             (folder / RELEASE).touch()
-            left = world.drain()
+            left = world.drain(muster=False)
             world.complaints += [f"{name} did not end" for name in world.dismiss()]
         finally:
             world.close()

@@ -22,7 +22,7 @@ COLUMNS = {
     "lost": "lost",
     "doubled": "doubled",
     "other": "other",
-    "with_data": "lost with\nthe data",
+    "with_data": "by lost\ndata",
     "by_kombu": "never\ndelivered\nby kombu",
     "median": "reclaim\nmedian",
     "maximum": "reclaim\nmaximum",

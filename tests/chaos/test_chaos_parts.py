@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def test_decisions_are_read_across_a_kill_and_a_loss_of_data(server: Server) -> 
     _grant(server, "running", 3)
     _settle(server, "running", 3)
     decisions = Decisions.read(server.eras, "n")
-    assert [(one.task_id, one.token, one.dead) for one in decisions.settled] == [
-        ("done", 1, False), ("dead", 2, True), ("running", 3, False),
+    assert [astuple(one) for one in decisions.settled] == [
+        ("done", 1, False, 0), ("dead", 2, True, 0), ("running", 3, False, 1),
     ]  # fmt: skip
     assert decisions.admitted == {"done", "dead", "running", "waiting"}
     (loss,) = decisions.losses
@@ -85,6 +86,22 @@ def test_decisions_are_read_across_a_kill_and_a_loss_of_data(server: Server) -> 
     assert loss.waiting == {"waiting", "dead"}
     assert decisions.tokens_back == []
     assert decisions.over_limit == {}
+
+
+def test_what_ended_twice_is_put_down_to_lost_data_only_if_it_ended_before_and_after(server: Server) -> None:
+    """The memory that it had ended was lost, so its message was taken for a new one."""
+    for task, token in (("before and after", 1), ("twice before", 2), ("twice before", 3), ("adopted", 4)):
+        _grant(server, task, token)
+        _settle(server, task, token)
+    server.kill()
+    server.start(keep_data=False)
+    for task, token in (("before and after", 5), ("adopted", 4)):
+        _grant(server, task, token)
+        _settle(server, task, token)
+    decisions = Decisions.read(server.eras, "n")
+    assert decisions.forgotten("before and after") is decisions.losses[0]
+    assert decisions.forgotten("twice before") is None
+    assert decisions.forgotten("adopted") is None
 
 
 def test_a_token_that_goes_back_and_permits_over_the_limit_are_seen(server: Server) -> None:

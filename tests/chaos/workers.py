@@ -26,7 +26,15 @@ class Worker:
     """One ``celery worker``, a process group of its own: started at once, ready when ``wait_ready`` returns."""
 
     def __init__(
-        self, name: str, *, environ: Mapping[str, str], folder: Path, queue: str, pool: str, concurrency: int
+        self,
+        name: str,
+        *,
+        environ: Mapping[str, str],
+        folder: Path,
+        queue: str,
+        pool: str,
+        concurrency: int,
+        prefetch: int,
     ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
@@ -34,7 +42,7 @@ class Worker:
         self.gone_at: float | None = None
         command = [
             *(sys.executable, "-m", "celery", "-A", "tests.chaos.main:app", "worker", "-n", name, "-Q", queue),
-            *("-P", pool, "-c", str(concurrency), "--prefetch-multiplier", "2", "-l", "INFO"),
+            *("-P", pool, "-c", str(concurrency), "--prefetch-multiplier", str(prefetch), "-l", "INFO"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ]
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 from celery_backfill.settings import DEFAULTS
-from tests.chaos.app import Config, build
+from tests.chaos.app import GOODS, RELEASE, Config, build
 from tests.chaos.broker import Broker, RabbitBroker, RedisBroker
 from tests.chaos.clock import Clock
 from tests.chaos.history import History
@@ -27,9 +28,12 @@ from tests.chaos.workers import Worker
 
 WORKERS = 3
 CONCURRENCY = 2
+PREFETCH = 2
 LOOK_SECONDS = 0.05
 DRAIN_SECONDS = 60.0
-QUIET_SECONDS = 2.0
+QUIET_SECONDS = 1.0
+MUSTER_SECONDS = 30.0
+SEEN_SECONDS = 1.0
 #: What the store may keep when nothing runs or waits: memory of what was, not of what is.
 HOLDING = ("a:", "h:", "l:", "kq:", "t:", "leases", "sched", "outbox")
 
@@ -141,6 +145,7 @@ class World:
             queue=self.broker.queue,
             pool=self.kind.pool,
             concurrency=concurrency,
+            prefetch=PREFETCH,
         )
         self.workers.append(worker)
         return worker
@@ -221,9 +226,16 @@ class World:
 
     # The end.
 
-    def drain(self) -> list[str]:
-        """Send no more and wait until all is done; what is left when that takes too long."""
+    def drain(self, *, muster: bool = True) -> list[str]:
+        """Send no more and wait until all is done, and every worker works; what is left when that takes too long."""
         self.load.stop()
+        self._wait_quiet()
+        if muster:
+            self._muster()
+            self._wait_quiet()
+        return self.left_over()
+
+    def _wait_quiet(self) -> None:
         quiet_since: list[float] = []
 
         def quiet() -> bool:
@@ -234,7 +246,20 @@ class World:
             return bool(quiet_since) and time.monotonic() - quiet_since[0] >= QUIET_SECONDS
 
         self.wait_for(quiet, DRAIN_SECONDS)
-        return self.left_over()
+
+    def _muster(self) -> None:
+        """After all faults every worker must be able to work: there are tasks for all slots, and they wait for all."""
+        for _ in range(len(self.alive) * CONCURRENCY * (1 + PREFETCH)):
+            self.load.send(GOODS[-1], 1, "hold")
+
+        def idle() -> list[str]:
+            now = Counter(run.worker for run in self.history.running(time.monotonic() - SEEN_SECONDS))
+            return [one.name for one in self.alive if now[one.name] < CONCURRENCY]
+
+        self.wait_for(lambda: not idle(), MUSTER_SECONDS)
+        for name in idle():
+            self.complain(f"{name} does not work any more, though nothing hinders it")
+        (self.folder / RELEASE).touch()
 
     def left_over(self) -> list[str]:
         """What the store or the broker still holds, by name."""
