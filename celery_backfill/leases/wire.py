@@ -24,6 +24,8 @@ Value = str | bytes | int | float
 
 Command = tuple[Value, ...]
 
+MANY = 2**31
+
 # A server without our scripts counts as a lost connection: nothing ran, and connecting loads them all.
 LOST = (RedisConnectionError, RedisTimeoutError, OSError, NoScriptError)
 
@@ -50,6 +52,8 @@ class Wire:
             socket_connect_timeout=timeout,
             client_name="celery_backfill",
             retry=Retry(NoBackoff(), 0),
+            # The pool only makes connections here, and counts each; in an outage there is one a second.
+            max_connections=MANY,
         )
         #: Makes the call that each new connection begins with, if there is one; its answer is not kept.
         self.greeting: Callable[[], ScriptCall] | None = None

@@ -415,6 +415,12 @@ def test_a_flush_of_scripts_goes_unnoticed(bench: Bench) -> None:  # C19
     assert [grant.attempt for grant in bench.settle("A", token, want=1).grants] == ["B"]
 
 
+def test_a_wire_connects_as_often_as_it_has_to(bench: Bench) -> None:  # C11
+    for _ in range(300):
+        bench.wire.close()
+        bench.claim()
+
+
 @pytest.fixture
 def own_server_url(servers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server that nobody else uses, for its settings are changed; never one that the environment names."""
