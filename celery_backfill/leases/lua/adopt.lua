@@ -6,8 +6,9 @@
 --
 -- KEYS  1 namespace
 -- ARGV  1 time  2 the epoch that is to adopt it  3 worker  4 the epoch it had joined before
---       5 ms that a lease lasts at the longest  6 attempt  7 token  8 queue  9 priority rank  10 limits  11 lease ms  12 max stalls  13 ms to remember it
---       14 task  15 task id  16 message  17 "1" if its final failure is to be recorded  18 stalls
+--       5 ms that a lease lasts at the longest  6 attempt  7 token  8 queue  9 priority rank  10 limits  11 lease ms
+--       12 max stalls  13 ms to remember it  14 task  15 task id  16 message
+--       17 "1" if its final failure is to be recorded  18 stalls
 -- Answer  1 kept | 0 refused: the lease is lost
 if another_epoch then return ANOTHER_EPOCH end
 local worker, attempt, token = ARGV[3], ARGV[6], ARGV[7]

@@ -9,5 +9,7 @@ local worker = ARGV[3]
 redis.call('ZREM', P .. 'workers', worker)
 redis.call('SREM', P .. 'awaited', worker)
 redis.call('HDEL', P .. 'n:' .. ARGV[4], worker)
-if redis.call('EXISTS', P .. 'w:' .. worker) == 0 then redis.call('DEL', P .. 'k:' .. worker, P .. 'r:' .. worker) end
+redis.call('DEL', P .. 'k:' .. worker)
+-- Its answers stay while what it asked may still be on its way.
+redis.call('EXPIRE', P .. 'r:' .. worker, 60)
 return 1
