@@ -190,17 +190,24 @@ class LeaseStore:
         )  # fmt: skip
 
     def join(
-        self, worker: str, tasks: Iterable[str], *, epoch: str = "", joined: str = "", identity: str = ""
+        self,
+        worker: str,
+        tasks: Iterable[str],
+        *,
+        epoch: str = "",
+        joined: str = "",
+        identity: str = "",
+        seen: int = 0,
     ) -> float:
-        """Be a worker of this epoch, which knows these tasks and is handed nothing else.
+        """Be a worker of this epoch, which knows these tasks and is handed nothing else; ``seen`` is its highest token.
 
         Seconds until something new may start. Raises ``StoreChangedError`` when the epoch has changed meanwhile.
         """
-        terms, arguments = self._terms, (*tasks,)
+        terms = self._terms
         wait = self._wire.run(
             self._call(
                 JOIN, epoch, worker, WORKER_KEPT_SECONDS, joined, _ms(terms.longest_lease), terms.host, identity,
-                *arguments,
+                seen, *tasks,
             )
         )[0]  # fmt: skip
         return int(wait) / 1000

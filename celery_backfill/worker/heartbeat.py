@@ -34,6 +34,8 @@ class Leaseholder(Protocol):
     @property
     def held(self) -> int: ...
     @property
+    def highest_token(self) -> int: ...
+    @property
     def waits_for_children(self) -> bool: ...
 
 
@@ -131,7 +133,14 @@ class Heartbeat:
         for token, stalls, record in self._holder.records():
             adopted = self._store.adopt(self._worker, token, record, epoch=epoch, joined=self._joined, stalls=stalls)
             (kept if adopted else lost).append((record.attempt, token))
-        safe_in = self._store.join(self._worker, self._tasks, epoch=epoch, joined=self._joined, identity=self._identity)
+        safe_in = self._store.join(
+            self._worker,
+            self._tasks,
+            epoch=epoch,
+            joined=self._joined,
+            identity=self._identity,
+            seen=self._holder.highest_token,
+        )
         if self._joined and self._joined != epoch:
             facts = {"leases_kept": len(kept), "leases_lost": len(lost), "starts_again_in_seconds": safe_in}
             emit("store_changed", logging.WARNING, **facts)

@@ -26,6 +26,11 @@ class Holder:
         return self._gate.held
 
     @property
+    def highest_token(self) -> int:
+        """The highest token that this worker was ever granted."""
+        return self._lane.highest_token
+
+    @property
     def runs(self) -> int:
         """How many runs the pool has."""
         return sum(held.runs for held in self._lane.held())

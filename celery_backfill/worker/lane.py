@@ -84,6 +84,8 @@ class Lane:
         #: The highest nonce sent without an answer yet, and which call it was.
         self._in_doubt: tuple[int, Any] | None = None
         self._begun: deque[Begun] = deque()
+        #: The highest token that this worker was ever granted.
+        self.highest_token = 0
         #: Older runs of attempts that are in the book anew.
         self._superseded: list[Held] = []
 
@@ -223,6 +225,7 @@ class Lane:
     def _note(self, granted: Sequence[Held], epoch: str, settled: Held | None = None) -> None:
         with self._book_lock:
             for held in granted:
+                self.highest_token = max(self.highest_token, held.token)
                 held.row = self._ledger.open(held.token, held.until)
                 self._supersede(held)
                 self._book[held.attempt] = held

@@ -291,6 +291,19 @@ def test_tokens_grow_across_the_loss_of_all_data(shop: Shop, one: Member) -> Non
     assert one.admit("B", key="y").token > token
 
 
+def test_tokens_grow_beyond_what_has_ended_when_all_is_lost(shop: Shop, one: Member) -> None:  # C12, C20, F26
+    shop.now += 50_000
+    token = one.admit("A").token
+    one.settle("A")
+    shop.restart(empty=True)
+    shop.now -= 50_000
+    epoch = shop.greet(one.store)
+    one.store.join(one.name, [TASK], epoch=epoch, joined=one.joined, seen=token)
+    one.epoch.name = epoch
+    shop.now += 20_000
+    assert one.admit("B", key="y").token > token
+
+
 def test_after_a_restart_with_data_work_goes_on_when_all_have_joined(shop: Shop, one: Member, two: Member) -> None:
     one.admit("A")
     one.renew()

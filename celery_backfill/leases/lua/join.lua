@@ -7,13 +7,15 @@
 -- KEYS  1 namespace
 -- ARGV  1 time  2 the epoch in which its leases are adopted  3 worker  4 seconds to keep it without a renewal
 --       5 the epoch it had joined before, or ""  6 ms that a lease lasts at the longest
---       7 host or ""  8 identity on it  9... task names
+--       7 host or ""  8 identity on it  9 the highest token it has seen  10... task names
 -- Answer  ms until something new may start
 if another_epoch then return ANOTHER_EPOCH end
 local worker, known = ARGV[3], P .. 'k:' .. ARGV[3]
 note_loss(ARGV[5], tonumber(ARGV[6]))
+-- F26: tokens grow beyond what anybody has seen, also where the counter is gone and the clock went back.
+if tonumber(ARGV[9]) > tonumber(epoch[3] or '0') then redis.call('HSET', P .. 'epoch', 'adopted', ARGV[9]) end
 redis.call('DEL', known)
-for i = 9, #ARGV do redis.call('SADD', known, ARGV[i]) end
+for i = 10, #ARGV do redis.call('SADD', known, ARGV[i]) end
 redis.call('EXPIRE', known, ARGV[4])
 -- Its answers are to go with it, even if it dies before its first renewal.
 redis.call('HSETNX', P .. 'r:' .. worker, 'n0', '0')
